@@ -1,0 +1,1 @@
+//! gctr: the debug tool

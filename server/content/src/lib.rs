@@ -1,0 +1,1 @@
+//! Blobs by digest: resumable ingest, verified commit, ranged read

@@ -1,0 +1,1 @@
+//! gantryd: configuration, wiring and the gRPC services

@@ -1,0 +1,1 @@
+//! The product without RPC: images, containers, tasks, transfer, events, garbage collection

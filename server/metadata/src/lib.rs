@@ -1,0 +1,1 @@
+//! Names and records on sled, typed edges between them, and the mark of garbage collection

@@ -1,0 +1,1 @@
+//! OCI distribution client: hosts, auth, resolve, fetch, push

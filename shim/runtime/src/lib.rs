@@ -1,0 +1,1 @@
+//! The built-in OCI runtime: a library, and a binary with runc's command line

@@ -1,0 +1,1 @@
+//! containerd-shim-gantry-v1: holds one container and is the truth about it

@@ -1,0 +1,1 @@
+//! Performs mounts with the kernel's mount API; id maps; mountinfo

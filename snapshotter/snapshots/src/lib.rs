@@ -1,0 +1,1 @@
+//! Layered directories: the Snapshotter contract, overlay, native, and their shared suite
