@@ -1,1 +1,16 @@
-//! Harness and end-to-end tests against real clients
+//! The harness of the end-to-end tests: a laboratory in private mount and network namespaces, with the daemon under
+//! test, real clients and registries in it, and a census of what they leave behind.
+//!
+//! Deliberately knows nothing of the daemon's inside: it starts binaries and looks at the kernel and the disk.
+#![forbid(unsafe_code)]
+
+pub mod census;
+pub mod client;
+pub mod daemon;
+pub mod images;
+pub mod lab;
+pub mod registry;
+
+pub use client::Outcome;
+pub use daemon::{Daemon, Peer};
+pub use lab::Lab;

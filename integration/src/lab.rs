@@ -1,0 +1,104 @@
+//! A laboratory: private namespaces and a directory that everything under test lives in.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// One test's world. The calling thread and all it spawns live in mount and network namespaces of their own, so
+/// fixed ports and mounts of two laboratories never meet. Dropping it removes the directory.
+pub struct Lab {
+    dir: tempfile::TempDir,
+    tag: String,
+}
+
+impl Lab {
+    /// Moves the calling thread into a new laboratory.
+    ///
+    /// # Panics
+    /// When namespaces cannot be made: these tests need root.
+    pub fn new() -> Lab {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("private namespaces need root");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .expect("make the mount tree private");
+        run("ip", &["link", "set", "lo", "up"]);
+        let tag = format!("t{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        // Short, because unix socket paths end at 107 bytes.
+        let dir = tempfile::Builder::new().prefix("gl-").tempdir_in("/tmp").expect("a temporary directory");
+        Lab { dir, tag }
+    }
+
+    /// The laboratory's directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// An id that no other laboratory uses, so that the census can tell whose cgroups and processes it sees.
+    pub fn id(&self, name: &str) -> String {
+        format!("{name}-{}", self.tag)
+    }
+
+    /// What all of this laboratory's ids end in.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Lab {
+        Lab::new()
+    }
+}
+
+/// The top of the source tree.
+pub fn source_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().expect("integration lies in the source tree").to_owned()
+}
+
+/// A binary of ours. `GANTRY_BIN` names the directory; else the debug build, and for the shim its own static build
+/// where there is one.
+pub fn our_binary(name: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source_root().join("target"), PathBuf::from);
+    let mut places = vec![
+        target.join("x86_64-unknown-linux-musl/shim").join(name),
+        target.join("debug").join(name),
+        target.join("release").join(name),
+    ];
+    if let Some(dir) = std::env::var_os("GANTRY_BIN") {
+        places.insert(0, PathBuf::from(dir).join(name));
+    }
+    let found = places.iter().find(|p| p.exists());
+    found.unwrap_or_else(|| panic!("{name} is not built; looked at {places:?}; run integration/test")).clone()
+}
+
+/// A pinned peer's binary, or none where `integration/tools/install` has not run.
+pub fn peer_binary(name: &str) -> PathBuf {
+    let path = source_root().join("integration/tools/bin").join(name);
+    assert!(path.exists(), "{name} is not installed: run integration/tools/install (needs Go)");
+    path
+}
+
+/// Runs a program and insists that it succeeds; its standard output.
+///
+/// # Panics
+/// When it cannot be started or fails, with what it said.
+pub fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("cannot run {program}: {e}"));
+    assert!(
+        output.status.success(),
+        "{program} {args:?} ended with {}:\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,2 @@
+// Package tools pins the real clients, daemons and runtimes that the tests and benches use as peers.
+package tools
