@@ -1,1 +1,20 @@
-//! Layered directories: the Snapshotter contract, overlay, native, and their shared suite
+//! Layered directories: the [`Snapshotter`] contract and its implementations.
+//!
+//! - [`Overlay`]: layers are directories that the kernel's overlay file system stacks.
+//! - [`Native`]: layers are full copies; slow and simple, the oracle of the tests.
+//! - `suite` (feature): the contract as tests, for any implementation.
+//!
+//! A snapshotter knows nothing of images, digests, tar archives or namespaces: keys are opaque strings. It performs
+//! no mount; it says which mounts show a snapshot.
+#![forbid(unsafe_code)]
+
+mod contract;
+mod error;
+mod native;
+mod overlay;
+pub mod graph;
+
+pub use contract::{Info, Kind, MAX_KEY, Snapshotter, UPPERDIR_LABEL, Usage};
+pub use error::Error;
+pub use native::Native;
+pub use overlay::{Config as OverlayConfig, Overlay};

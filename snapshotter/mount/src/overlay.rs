@@ -1,0 +1,1 @@
+//! Overlay superblocks: any number of lower layers, id maps, long paths.
