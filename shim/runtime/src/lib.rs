@@ -1,1 +1,19 @@
-//! The built-in OCI runtime: a library, and a binary with runc's command line
+//! The built-in OCI runtime for Linux: makes a container from a bundle, executes processes in it, signals, freezes,
+//! limits and measures it, and clears it away. A library for the shim, and `gantry-runtime` with runc's command line.
+//!
+//! Synchronous and single-threaded: callers must not have other threads that allocate while [`Container::create`] or
+//! [`Container::exec`] forks. Everything the new process needs is prepared before `clone3`; between that and `execve`
+//! it makes only system calls on prepared memory.
+//!
+//! Deliberately knows nothing of images, snapshots, stdio copying, events or who waits: the caller owns the streams,
+//! polls the pidfd and reaps.
+
+mod container;
+mod error;
+pub mod spec;
+pub mod stats;
+
+pub use container::{CgroupDriver, Child, Container, CreateOptions, ExecOptions, Gate, OomWatch, Status, Stdio};
+pub use error::{Error, Result};
+pub use spec::{Process, Resources, Spec, State};
+pub use stats::Stats;
