@@ -41,7 +41,8 @@ impl Platform {
             ("i386", _) => ("386", ""),
             ("x86_64" | "x86-64" | "amd64", "" | "v1") => ("amd64", ""),
             ("x86_64" | "x86-64" | "amd64", v) => ("amd64", v),
-            ("aarch64" | "arm64", "" | "8" | "v8") => ("arm64", ""),
+            ("aarch64" | "arm64", "" | "8" | "v8" | "8.0" | "v8.0") => ("arm64", ""),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
             ("aarch64" | "arm64", v) => ("arm64", v),
             ("armhf", _) => ("arm", "v7"),
             ("armel", _) => ("arm", "v6"),
@@ -63,7 +64,8 @@ impl Platform {
         if host.os != other.os {
             return None;
         }
-        let level = |p: &Platform| p.variant.trim_start_matches('v').split('.').next().and_then(|n| n.parse::<u32>().ok());
+        let level =
+            |p: &Platform| p.variant.trim_start_matches('v').split('.').next().and_then(|n| n.parse::<u32>().ok());
         match (host.architecture.as_str(), other.architecture.as_str()) {
             (a, b) if a == b => {
                 let default = match a {
@@ -89,7 +91,8 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Platform, InvalidPlatform> {
         let invalid = || InvalidPlatform { text: text.chars().take(80).collect() };
         let parts: Vec<&str> = text.split('/').collect();
-        let word = |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+        let word =
+            |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
         if text == "local" || text == "default" {
             return Ok(Platform::host());
         }

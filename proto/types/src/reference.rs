@@ -58,9 +58,8 @@ impl FromStr for Reference {
             Some((path, tag)) => (path, Some(tag)),
             None => (rest, None),
         };
-        let host_ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-        if host.is_empty() || !host.bytes().all(host_ok) {
-            return Err(invalid("the registry host is empty or has a character a host cannot have"));
+        if !host_ok(host) {
+            return Err(invalid("the registry host is neither a name nor an address, with or without a port"));
         }
         if !path.split('/').all(component) {
             return Err(invalid("path parts are lower-case letters and digits joined by `.`, `_`, `__` or `-`"));
@@ -70,6 +69,24 @@ impl FromStr for Reference {
         }
         Ok(Reference { host: host.into(), path: path.into(), tag: tag.map(Into::into), digest })
     }
+}
+
+/// Names and IPv4 addresses, or an IPv6 address in brackets; then a port. Strict, for hosts name directories too.
+fn host_ok(host: &str) -> bool {
+    let port_ok = |port: &str| (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
+    if let Some((address, rest)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return address.parse::<std::net::Ipv6Addr>().is_ok()
+            && (rest.is_empty() || rest.strip_prefix(':').is_some_and(port_ok));
+    }
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    name.split('.').all(label) && port.is_none_or(port_ok)
+}
+
+fn label(part: &str) -> bool {
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    edge(part.bytes().next())
+        && edge(part.bytes().last())
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 fn component(part: &str) -> bool {
