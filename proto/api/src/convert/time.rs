@@ -1,0 +1,48 @@
+//! Points in time.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prost_types::Timestamp;
+
+use super::InvalidMessage;
+
+const NANOS_PER_SECOND: i32 = 1_000_000_000;
+
+/// Understands a point in time.
+///
+/// # Errors
+/// [`InvalidMessage::Time`] when the nanoseconds are not within a second or the clock does not reach that far.
+pub fn time_from_wire(time: Timestamp) -> Result<SystemTime, InvalidMessage> {
+    let invalid = InvalidMessage::Time { seconds: time.seconds, nanos: time.nanos };
+    let nanos = u32::try_from(time.nanos).ok().filter(|_| time.nanos < NANOS_PER_SECOND).ok_or(invalid.clone())?;
+    let whole = Duration::from_secs(time.seconds.unsigned_abs());
+    let second = if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    second.and_then(|s| s.checked_add(Duration::from_nanos(nanos.into()))).ok_or(invalid)
+}
+
+/// Encodes a point in time.
+pub fn time_to_wire(time: SystemTime) -> Timestamp {
+    Timestamp::from(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_time_comes_back_from_the_wire(seconds in -62_135_596_800i64..253_402_300_800, nanos in 0..NANOS_PER_SECOND) {
+            let sent = Timestamp { seconds, nanos };
+            prop_assert_eq!(time_from_wire(sent).map(time_to_wire), Ok(sent));
+        }
+    }
+
+    #[test]
+    fn refuses_what_no_clock_shows() {
+        for (seconds, nanos) in [(0, -1), (0, NANOS_PER_SECOND), (i64::MIN, 0)] {
+            assert!(time_from_wire(Timestamp { seconds, nanos }).is_err(), "{seconds} s {nanos} ns");
+        }
+    }
+}
