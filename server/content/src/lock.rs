@@ -1,0 +1,1 @@
+//! Names of ingests that a writer holds.

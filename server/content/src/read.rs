@@ -1,0 +1,1 @@
+//! Reading a blob's file.
