@@ -1,0 +1,3 @@
+//! Tokens.
+#[derive(Default)]
+pub(crate) struct Auth;
