@@ -1,1 +1,34 @@
-//! The product without RPC: images, containers, tasks, transfer, events, garbage collection
+//! The product without RPC: joins content, records, snapshots, registries and shims into images, containers, tasks,
+//! transfer, events and garbage collection. Embed it ([`Engine::open`]), or serve it (the daemon does).
+//!
+//! Every namespaced operation takes a [`Scope`]: namespace, lease and deadline of the call. Errors are one enum,
+//! [`Error`], with a [`kind`](gantry_types::HasKind::kind).
+//!
+//! Deliberately knows nothing of gRPC, of Kubernetes, of the environment, of signals, and of loggers.
+
+#![forbid(unsafe_code)]
+
+mod config;
+pub mod containers;
+pub mod content;
+mod core;
+pub mod diff;
+mod engine;
+mod error;
+pub mod events;
+mod fields;
+pub mod gc;
+pub mod images;
+pub mod leases;
+pub mod namespaces;
+pub mod ops;
+mod restore;
+pub mod snapshots;
+pub mod tasks;
+pub mod transfer;
+
+pub use config::{Config, UnpackLimits};
+pub use engine::{Engine, OpenReport, Repair};
+pub use gantry_spec as spec;
+pub use error::{Error, Result};
+pub use gantry_types::{Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Mount, Namespace, Platform, Scope};

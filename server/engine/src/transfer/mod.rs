@@ -1,0 +1,224 @@
+//! Images between registries, archives and this engine. Every road (command line, CRI, transfer service) ends here.
+
+use std::sync::Arc;
+
+use gantry_types::{Descriptor, Labels, Platform, Reference, Scope};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use crate::Result;
+use crate::images::Image;
+
+pub use gantry_registry::{Access, Credential, Credentials, CredentialsError};
+
+/// The transfers of all namespaces.
+#[derive(Clone)]
+pub struct Transfer {}
+
+/// How far something is. The names and forms are those the transfer service streams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// `Resolving from …`, `waiting`, `downloading`, `complete`, `extracting`, `extracted`, `saved`, `uploading`, …
+    pub event: String,
+    /// What: a reference, `manifest-sha256:…`, `layer-sha256:…`.
+    pub name: String,
+    /// Names of what it belongs to.
+    pub parents: Vec<String>,
+    /// Bytes done.
+    pub progress: i64,
+    /// Bytes in all; 0 where unknown.
+    pub total: i64,
+    /// The blob, where it is one.
+    pub descriptor: Option<Descriptor>,
+}
+
+/// Where progress goes. Default: nowhere. A closed receiver is no error.
+#[derive(Clone, Default)]
+pub struct ProgressSink(Option<mpsc::UnboundedSender<Progress>>);
+
+impl ProgressSink {
+    /// A sink, and what reads from it.
+    pub fn channel() -> (ProgressSink, mpsc::UnboundedReceiver<Progress>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (ProgressSink(Some(sender)), receiver)
+    }
+
+    /// Tells of progress.
+    pub fn tell(&self, progress: Progress) {
+        if let Some(sender) = &self.0 {
+            // Nobody has to listen.
+            let _ = sender.send(progress);
+        }
+    }
+}
+
+/// What is to be unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpack {
+    /// For which platform.
+    pub platform: Platform,
+    /// By which snapshotter; empty for the default one.
+    pub snapshotter: String,
+}
+
+/// What to pull and under which name to keep it.
+#[derive(Clone)]
+pub struct Pull {
+    /// What to resolve.
+    pub reference: Reference,
+    /// Name of the image; empty: the reference.
+    pub name: String,
+    /// Labels of the image.
+    pub labels: Labels,
+    /// Platforms to fetch; none: all of an index.
+    pub platforms: Vec<Platform>,
+    /// Of an index fetch no more than this many manifests, the best first; 0 for no limit.
+    pub manifest_limit: usize,
+    /// Also fetch manifests and configurations of other platforms, without their layers.
+    pub all_metadata: bool,
+    /// What to unpack.
+    pub unpacks: Vec<Unpack>,
+    /// How registries are reached.
+    pub access: Access,
+}
+
+impl Pull {
+    /// A pull of the host's platform, unpacked by the default snapshotter.
+    pub fn new(reference: Reference) -> Pull {
+        Pull {
+            reference,
+            name: String::new(),
+            labels: Labels::new(),
+            platforms: vec![Platform::host()],
+            manifest_limit: 1,
+            all_metadata: false,
+            unpacks: vec![Unpack { platform: Platform::host(), snapshotter: String::new() }],
+            access: Access::default(),
+        }
+    }
+}
+
+/// What to push where.
+#[derive(Clone)]
+pub struct Push {
+    /// Name of the image.
+    pub name: String,
+    /// Where to.
+    pub reference: Reference,
+    /// Platforms to push; none: all that is here.
+    pub platforms: Vec<Platform>,
+    /// How registries are reached.
+    pub access: Access,
+}
+
+/// How to name and unpack what an archive holds.
+#[derive(Clone, Default)]
+pub struct Import {
+    /// Name for an archive's single image that carries none; prefix for tags where `prefix` is set.
+    pub name: String,
+    /// Labels of the images.
+    pub labels: Labels,
+    /// Platforms to keep; none: all.
+    pub platforms: Vec<Platform>,
+    /// Whether manifests of other platforms are kept although their layers are not there.
+    pub all_metadata: bool,
+    /// Rules for further names, as the transfer service gives them.
+    pub references: Vec<ImageReference>,
+    /// What to unpack.
+    pub unpacks: Vec<Unpack>,
+    /// Compress layers that are plain tar.
+    pub force_compress: bool,
+}
+
+/// A rule by which imported images are named (`containerd.types.transfer.ImageReference`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageReference {
+    /// The name, or the part of it in front of tag or digest.
+    pub name: String,
+    /// Whether `name` is a prefix that the archive's names must have or get.
+    pub is_prefix: bool,
+    /// Whether an archive's name replaces what is there already.
+    pub allow_overwrite: bool,
+    /// Whether to also name by digest: `NAME@DIGEST`.
+    pub add_digest: bool,
+    /// Whether names by digest leave out those that have another name.
+    pub skip_named_digest: bool,
+}
+
+/// What to write into an archive.
+#[derive(Clone, Debug, Default)]
+pub struct Export {
+    /// Names of images; none: all of the namespace.
+    pub names: Vec<String>,
+    /// Platforms to write; none: the host's, unless `all_platforms`.
+    pub platforms: Vec<Platform>,
+    /// Everything an index names.
+    pub all_platforms: bool,
+    /// Leave out Docker's `manifest.json`.
+    pub skip_docker_manifest: bool,
+    /// Leave out layers that must not be distributed.
+    pub skip_non_distributable: bool,
+}
+
+impl Transfer {
+    /// Fetches, verifies and unpacks an image: one pipeline under one lease. After a failure no image of that name
+    /// has changed; bytes that came are kept for a while, and the next pull goes on behind them.
+    ///
+    /// # Errors
+    /// What registry, content or layers say, naming blob, registry and reason.
+    pub async fn pull(&self, scope: &Scope, pull: Pull, progress: ProgressSink) -> Result<Image> {
+        todo!()
+    }
+
+    /// Sends an image: blobs first, manifests last.
+    ///
+    /// # Errors
+    /// `NotFound` for a blob that is not here, what the registry says.
+    pub async fn push(&self, scope: &Scope, push: Push, progress: ProgressSink) -> Result<()> {
+        todo!()
+    }
+
+    /// Reads an archive (OCI layout or Docker, plain, gzip or zstd); gives the images it made.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no such archive.
+    pub async fn import(
+        &self,
+        scope: &Scope,
+        archive: Box<dyn AsyncRead + Send + Unpin>,
+        import: Import,
+        progress: ProgressSink,
+    ) -> Result<Vec<Image>> {
+        todo!()
+    }
+
+    /// Writes an archive: an OCI layout that Docker reads too.
+    ///
+    /// # Errors
+    /// `NotFound` for an image or blob that is not here.
+    pub async fn export(
+        &self,
+        scope: &Scope,
+        archive: Box<dyn AsyncWrite + Send + Unpin>,
+        export: Export,
+        progress: ProgressSink,
+    ) -> Result<()> {
+        todo!()
+    }
+
+    /// Unpacks an image that is here; gives the chain id, which is the name of its top snapshot.
+    ///
+    /// # Errors
+    /// `NotFound` for a blob that is not here.
+    pub async fn unpack(&self, scope: &Scope, image: &Image, unpack: &Unpack, progress: ProgressSink) -> Result<String> {
+        todo!()
+    }
+
+    /// Gives an image another name; with `force` over one that is there.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists`.
+    pub async fn tag(&self, scope: &Scope, source: &str, target: &str, labels: Labels, force: bool) -> Result<Image> {
+        todo!()
+    }
+}
