@@ -1,0 +1,124 @@
+//! Applying a layer: a tar stream becomes files below a directory.
+
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+mod error;
+
+pub use error::{ApplyError, Limit, Reason};
+
+/// How the removals in a layer (`.wh.NAME` and `.wh..wh..opq`) are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Whiteouts {
+    /// The root holds the lower layers' files: remove them. Files of the same layer survive, in whatever order they
+    /// and the marker come.
+    #[default]
+    Remove,
+    /// The root is the `upperdir` of an overlay: leave character devices 0:0 and `trusted.overlay.opaque=y` (Linux,
+    /// Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
+    Overlay,
+}
+
+/// What a layer may ask for before it is refused. All sizes are in bytes.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sum of the sizes of all files, holes included.
+    pub bytes: u64,
+    /// Number of entries.
+    pub entries: u64,
+    /// Uncompressed bytes for each compressed byte; looked at only after the first 256 MiB. ([`unpack`](crate::unpack))
+    pub ratio: u64,
+    /// Length of a path.
+    pub path: usize,
+    /// Number of components of a path.
+    pub depth: usize,
+    /// Size of the extended header of one entry: PAX records, GNU long names, sparse maps.
+    pub extended_header: usize,
+    /// Size of one extended attribute.
+    pub xattr: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            bytes: 1 << 40,
+            entries: 16 << 20,
+            ratio: 1000,
+            path: 4095,
+            depth: 1024,
+            extended_header: 1 << 20,
+            xattr: 64 << 10,
+        }
+    }
+}
+
+/// Watches and stops an [`apply`] or [`unpack`](crate::unpack) from another thread.
+#[derive(Debug, Default)]
+pub struct Control {
+    bytes: AtomicU64,
+    entries: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Control {
+    /// Bytes of tar read until now.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Entries applied until now.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Asks the work to stop; it then ends with [`Reason::Cancelled`].
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Control::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// How to apply a layer.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What removals become.
+    pub whiteouts: Whiteouts,
+    /// With [`Whiteouts::Overlay`]: the lower directories, topmost first. Directories that the layer uses without
+    /// naming them take their owner, mode and attributes from there, and targets of hard links are copied up from there.
+    pub parents: Vec<PathBuf>,
+    /// Refuse entries whose name starts with `/`. Otherwise they count from the root, as containerd has it.
+    pub refuse_absolute: bool,
+    /// Leave all files to the calling user, and skip device nodes, for a process without the rights to do otherwise.
+    pub unprivileged: bool,
+    /// When to refuse.
+    pub limits: Limits,
+    /// Progress and cancellation.
+    pub control: Arc<Control>,
+}
+
+/// What was applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Sum of the sizes of all files, as containerd counts them: holes included, links not.
+    pub bytes: u64,
+    /// Number of entries, whiteouts included.
+    pub entries: u64,
+    /// Bytes of tar that were read, padding and what follows the end marker included.
+    pub tar_bytes: u64,
+}
+
+/// Applies the uncompressed `tar` to the directory `root`, which must exist. The stream is read to its end, also behind
+/// the archive's end marker, so that a digest computed on the way is that of the whole.
+///
+/// The root's own entry (`./`) is ignored. On error the directory is left as it is at that moment: the caller
+/// throws it away. Nothing is synced to the disk.
+pub fn apply<R: Read>(tar: R, root: &Path, options: &Options) -> Result<Applied, ApplyError> {
+    let _ = (BufReader::with_capacity(256 << 10, tar), root, options);
+    todo!()
+}

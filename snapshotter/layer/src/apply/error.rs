@@ -1,0 +1,123 @@
+//! Why a layer was not applied.
+
+use std::io;
+
+use gantry_types::{ErrorKind, HasKind};
+
+/// A layer could not be applied; names the entry at fault.
+#[derive(Debug, thiserror::Error)]
+#[error("layer entry {entry:?}: {reason}")]
+pub struct ApplyError {
+    /// Path of the entry as the archive has it (lossy and shortened), empty outside any entry.
+    pub entry: String,
+    /// What was wrong.
+    #[source]
+    pub reason: Reason,
+}
+
+/// What was wrong with an entry, or with the place where it had to go.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    /// The archive is not a well-formed tar.
+    #[error("malformed archive: {0}")]
+    Malformed(&'static str),
+    /// The stream ended inside the archive.
+    #[error("the archive is cut short")]
+    Truncated,
+    /// Reading or decompressing the stream failed.
+    #[error("reading the layer: {0}")]
+    Read(#[source] io::Error),
+    /// A name that no file may have.
+    #[error("invalid name: {0}")]
+    Name(&'static str),
+    /// The path, a symlink on its way or a link's target climbs above the root.
+    #[error("the path {path:?} leaves the root")]
+    Escapes {
+        /// The path, target or symlink content that climbs.
+        path: String,
+    },
+    /// Something on the way to the entry is not a directory.
+    #[error("{path:?} is not a directory")]
+    NotADirectory {
+        /// The component at fault, counted from the root.
+        path: String,
+    },
+    /// The target of a hard link is neither in this layer nor in a lower one.
+    #[error("the hard link's target {target:?} does not exist")]
+    LinkTarget {
+        /// The target as the archive has it.
+        target: String,
+    },
+    /// An entry of a type that layers do not have.
+    #[error("unsupported entry type {0:#04x}")]
+    Type(u8),
+    /// The layer asks for more than it may.
+    #[error("more than {max} {limit}")]
+    Limit {
+        /// What there is too much of.
+        limit: Limit,
+        /// How much is allowed.
+        max: u64,
+    },
+    /// The file system refused.
+    #[error("{call}: {source}")]
+    Io {
+        /// The call that failed.
+        call: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// [`Control::cancel`](super::Control::cancel) was called.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// What a limit counts ([`Limits`](super::Limits)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Limit {
+    #[error("bytes of files")]
+    Bytes,
+    #[error("entries")]
+    Entries,
+    #[error("bytes out of each compressed byte")]
+    Ratio,
+    #[error("bytes in a path")]
+    Path,
+    #[error("components in a path")]
+    Depth,
+    #[error("bytes of extended header")]
+    ExtendedHeader,
+    #[error("bytes in an extended attribute")]
+    Xattr,
+}
+
+impl HasKind for ApplyError {
+    fn kind(&self) -> ErrorKind {
+        match &self.reason {
+            Reason::Malformed(_) | Reason::Name(_) | Reason::Escapes { .. } | Reason::NotADirectory { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            Reason::LinkTarget { .. } | Reason::Type(_) => ErrorKind::InvalidArgument,
+            Reason::Truncated => ErrorKind::DataLoss,
+            Reason::Limit { .. } => ErrorKind::ResourceExhausted,
+            Reason::Read(source) if source.kind() == io::ErrorKind::UnexpectedEof => ErrorKind::DataLoss,
+            Reason::Read(source) if source.kind() == io::ErrorKind::InvalidInput => ErrorKind::DataLoss,
+            Reason::Read(source) | Reason::Io { source, .. } => ErrorKind::of_io(source),
+            Reason::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+}
+
+impl ApplyError {
+    /// An error at the entry `path`.
+    pub(crate) fn at(path: &[u8], reason: Reason) -> ApplyError {
+        ApplyError { entry: shown(path), reason }
+    }
+}
+
+/// `path` for an error message: lossy, and at most 256 bytes of it.
+pub(crate) fn shown(path: &[u8]) -> String {
+    let end = path.len().min(256);
+    String::from_utf8_lossy(&path[..end]).into_owned()
+}

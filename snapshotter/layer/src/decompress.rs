@@ -1,0 +1,78 @@
+//! Plain bytes out of a compressed stream.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use gantry_types::media_type::Compression;
+
+/// The compression that a stream starting with `head` (at least four bytes, unless the stream is shorter) has.
+pub fn compression_of(head: &[u8]) -> Compression {
+    match head {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+const BUFFER: usize = 256 << 10;
+
+/// Reads the plain bytes of a gzip (all members), zstd (all frames) or plain stream.
+///
+/// A stream that ends early is an [`io::ErrorKind::UnexpectedEof`].
+pub struct Decompressor<R: Read>(Inner<R>);
+
+enum Inner<R: Read> {
+    None(BufReader<R>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<R>>>),
+    Zstd(zstd::Decoder<'static, BufReader<R>>),
+}
+
+impl<R: Read> Decompressor<R> {
+    /// Reads `stream`, which is compressed as said.
+    pub fn new(stream: R, compression: Compression) -> io::Result<Decompressor<R>> {
+        Self::buffered(BufReader::with_capacity(BUFFER, stream), compression)
+    }
+
+    /// Reads `stream`, whose first bytes tell the compression.
+    pub fn detect(stream: R) -> io::Result<Decompressor<R>> {
+        let mut stream = BufReader::with_capacity(BUFFER, stream);
+        let compression = compression_of(stream.fill_buf()?);
+        Self::buffered(stream, compression)
+    }
+
+    fn buffered(stream: BufReader<R>, compression: Compression) -> io::Result<Decompressor<R>> {
+        Ok(Decompressor(match compression {
+            Compression::None => Inner::None(stream),
+            Compression::Gzip => Inner::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream))),
+            Compression::Zstd => Inner::Zstd(zstd::Decoder::with_buffer(stream)?),
+        }))
+    }
+
+    /// The compression that was given or found.
+    pub fn compression(&self) -> Compression {
+        match self.0 {
+            Inner::None(_) => Compression::None,
+            Inner::Gzip(_) => Compression::Gzip,
+            Inner::Zstd(_) => Compression::Zstd,
+        }
+    }
+
+    /// The compressed stream.
+    pub fn get_ref(&self) -> &R {
+        match &self.0 {
+            Inner::None(stream) => stream.get_ref(),
+            Inner::Gzip(decoder) => decoder.get_ref().get_ref(),
+            Inner::Zstd(decoder) => decoder.get_ref().get_ref(),
+        }
+    }
+}
+
+impl<R: Read> Read for Decompressor<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Inner::None(stream) => stream.read(buffer),
+            Inner::Gzip(decoder) => decoder.read(buffer),
+            Inner::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}
