@@ -1,6 +1,8 @@
 //! Why a mount failed: the step, the paths, what the kernel said.
 
+use std::ffi::CString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use gantry_types::{ErrorKind, HasKind, Mount};
@@ -31,6 +33,8 @@ pub enum Step {
     Attach,
     /// `mount(2)`, on kernels too old for the calls above.
     Legacy,
+    /// Putting a file behind a loop device.
+    Loop,
     /// `umount2(2)`.
     Unmount,
     /// Finding a path below the target.
@@ -121,6 +125,15 @@ impl Error {
         }
     }
 
+    pub(crate) fn with_log(self, messages: String) -> Error {
+        match self {
+            Error::Call { step, mount_kind, from, target, error, .. } => {
+                Error::Call { step, mount_kind, from, target, log: messages, error }
+            }
+            other => other,
+        }
+    }
+
     /// The error number, where a system call failed.
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -143,4 +156,12 @@ impl HasKind for Error {
             },
         }
     }
+}
+
+pub(crate) fn c_str(text: &str) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error::Nul { text: text.to_owned() })
+}
+
+pub(crate) fn c_path(path: &Path) -> Result<CString, Error> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Nul { text: path.to_string_lossy().into_owned() })
 }

@@ -7,13 +7,15 @@
 mod detach;
 mod error;
 pub mod idmap;
+mod loopdev;
 pub mod mountinfo;
 mod options;
 mod overlay;
+mod superblock;
 pub mod sys;
 mod unmount;
 
-pub use detach::{Tree, attach, attach_at, clone_tree, detached, mount_all, set_attributes};
+pub use detach::{Tree, attach, attach_at, clone_tree, detached, detached_one, mount_all, set_attributes};
 pub use error::{Error, Step};
 pub use options::{Attributes, Bind, InvalidOption, Options, Propagation};
 pub use unmount::{Unmount, unmount, unmount_all, unmount_recursive};

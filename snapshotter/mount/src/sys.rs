@@ -14,8 +14,8 @@ pub const CWD: RawFd = libc::AT_FDCWD;
 pub use libc::{
     MOUNT_ATTR__ATIME, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME,
     MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_RELATIME,
-    MOUNT_ATTR_STRICTATIME, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS,
-    OPEN_TREE_CLOEXEC, OPEN_TREE_CLONE,
+    MOUNT_ATTR_STRICTATIME, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS, OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
 };
 
 /// `fsopen(2)`: a context for a new superblock of type `fstype`.
@@ -120,9 +120,7 @@ pub fn open_tree(dir: RawFd, path: &CStr, flags: u32) -> io::Result<OwnedFd> {
 /// The kernel's.
 pub fn move_mount(from: RawFd, from_path: &CStr, to: RawFd, to_path: &CStr, flags: u32) -> io::Result<()> {
     // SAFETY: the paths are NUL-terminated strings that outlive the call.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_move_mount, from, from_path.as_ptr(), to, to_path.as_ptr(), flags)
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_move_mount, from, from_path.as_ptr(), to, to_path.as_ptr(), flags) };
     done(ret)
 }
 
@@ -186,4 +184,138 @@ pub(crate) fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {
     done(ret)?;
     // SAFETY: the kernel just returned this descriptor to us, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(ret as RawFd) })
+}
+
+/// `openat2(2)`: an `O_PATH` descriptor of `path`, which cannot lead out of the directory `root`.
+pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: open_how is plain data, for which all zeroes is a value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    let size = size_of::<libc::open_how>();
+    // SAFETY: path and how outlive the call; size is how's.
+    let ret = unsafe { libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &raw const how, size) };
+    owned(ret)
+}
+
+/// `openat(2)` with `O_PATH`.
+pub(crate) fn open_path(dir: RawFd, path: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: the path is a NUL-terminated string that outlives the call.
+    let ret = unsafe { libc::openat(dir, path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
+    owned(libc::c_long::from(ret))
+}
+
+/// `mount(2)`, in its old meaning: a new superblock of `fstype` at `target`.
+pub(crate) fn mount(source: &CStr, target: &CStr, fstype: &CStr, flags: u64, data: &CStr) -> io::Result<()> {
+    // SAFETY: all strings are NUL-terminated and outlive the call; `data` is read up to its NUL.
+    let ret = unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags as libc::c_ulong, data.as_ptr().cast())
+    };
+    done(libc::c_long::from(ret))
+}
+
+/// Gives the calling thread a mount namespace and a working directory of its own, from which nothing propagates.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: integers only; affects the calling thread.
+    done(libc::c_long::from(unsafe { libc::unshare(libc::CLONE_NEWNS) }))?;
+    mount_setattr(CWD, c"/", libc::AT_RECURSIVE as u32, 0, 0, libc::MS_PRIVATE, None)
+}
+
+/// Whether `path` (not followed) is the root of a mount: `statx(2)`'s `STATX_ATTR_MOUNT_ROOT`.
+pub(crate) fn is_mount_root(path: &CStr) -> io::Result<bool> {
+    // SAFETY: statx is plain data, for which all zeroes is a value.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path outlives the call, and the buffer is one statx.
+    let ret = unsafe { libc::statx(CWD, path.as_ptr(), flags, libc::STATX_BASIC_STATS, &raw mut stat) };
+    done(libc::c_long::from(ret))?;
+    Ok(stat.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+}
+
+/// A child in a user namespace of its own, which waits to be dropped.
+pub(crate) struct UserNamespaceChild {
+    pid: libc::pid_t,
+    // Closed by dropping; the child's read then ends, should the kill not reach it.
+    _hold: OwnedFd,
+}
+
+impl UserNamespaceChild {
+    /// Starts it.
+    pub(crate) fn start() -> io::Result<UserNamespaceChild> {
+        let (wait, hold) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        // SAFETY: clone_args is plain data, for which all zeroes is a value. No exit signal: a parent that reaps with
+        // waitpid(-1) never sees this child.
+        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+        args.flags = libc::CLONE_NEWUSER as u64;
+        // SAFETY: without CLONE_VM this is a fork; the child below makes only async-signal-safe calls and never returns.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+        if pid == 0 {
+            let mut byte = 0u8;
+            // SAFETY: both descriptors are open in the child; the buffer is one byte; _exit runs no handlers.
+            unsafe {
+                libc::close(hold.as_raw_fd());
+                libc::read(wait.as_raw_fd(), (&raw mut byte).cast(), 1);
+                libc::_exit(0);
+            }
+        }
+        done(pid)?;
+        Ok(UserNamespaceChild { pid: pid as libc::pid_t, _hold: hold })
+    }
+
+    pub(crate) fn pid(&self) -> libc::pid_t {
+        self.pid
+    }
+}
+
+impl Drop for UserNamespaceChild {
+    fn drop(&mut self) {
+        // SAFETY: the child is ours and not yet reaped, so the number is still its own; no status is wanted.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            while libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL) < 0
+                && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
+            {}
+        }
+    }
+}
+
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+/// The device takes no writes (`linux/loop.h`).
+pub(crate) const LO_FLAGS_READ_ONLY: u32 = 1;
+/// The device goes away with its last user.
+pub(crate) const LO_FLAGS_AUTOCLEAR: u32 = 4;
+
+/// `struct loop_config` of `linux/loop.h`, with only the fields that are used named.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    before_flags: [u8; 52],
+    flags: u32,
+    after_flags: [u8; 176],
+    reserved: [u64; 8],
+}
+
+/// The number of a loop device that is free at this moment.
+pub(crate) fn free_loop(control: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: the request takes no argument.
+    let ret = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _, 0) };
+    done(libc::c_long::from(ret)).map(|()| ret)
+}
+
+/// Puts `file` behind the loop device `device`.
+pub(crate) fn configure_loop(device: BorrowedFd<'_>, file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    const { assert!(size_of::<LoopConfig>() == 304) };
+    let config = LoopConfig {
+        fd: file.as_raw_fd() as u32,
+        block_size: 0,
+        before_flags: [0; 52],
+        flags,
+        after_flags: [0; 176],
+        reserved: [0; 8],
+    };
+    // SAFETY: the request reads one loop_config, whose size is asserted above.
+    let ret = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
+    done(libc::c_long::from(ret))
 }
