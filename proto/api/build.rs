@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new([defs])?;
     compiler.include_imports(true).open_files(files)?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    std::fs::write(out.join("descriptors.bin"), everything(defs)?)?;
     let descriptors = compiler.include_source_info(true).file_descriptor_set();
 
     let mut config = tonic_prost_build::Config::new();
@@ -56,6 +56,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     services.compile_fds_with_config(descriptors, config)?;
     Ok(())
+}
+
+/// The descriptors of all definitions, events and options too: for reflection, and for showing any `Any`.
+fn everything(defs: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+    let (mut files, mut folders) = (Vec::new(), vec![defs.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        files.extend(definitions(&folder)?);
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    files.sort();
+    let mut compiler = protox::Compiler::new([defs])?;
+    compiler.include_imports(true).open_files(files)?;
+    Ok(compiler.encode_file_descriptor_set())
 }
 
 /// The `.proto` files directly in `folder`, sorted.

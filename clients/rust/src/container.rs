@@ -93,6 +93,31 @@ impl Client {
         }
     }
 
+    /// A container's configuration as it was recorded.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such container.
+    pub async fn spec(&self, id: &str) -> Result<Spec, Error> {
+        let what = || format!("container {id}");
+        let get = wire::GetContainerRequest { id: id.to_owned() };
+        let container = self.containers().get(get).await.asked(what)?.container.unwrap_or_default();
+        let spec = container.spec.ok_or_else(|| Error::malformed(what(), "has no configuration"))?;
+        serde_json::from_slice(&spec.value).map_err(|e| Error::malformed(what(), e))
+    }
+
+    /// Replaces a container's configuration. It counts from the next task on.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such container.
+    pub async fn update_spec(&self, id: &str, spec: &Spec) -> Result<(), Error> {
+        let value = serde_json::to_vec(spec).map_err(|e| Error::malformed("configuration", e))?;
+        let spec = Some(prost_types::Any { type_url: SPEC_TYPE.into(), value });
+        let container = wire::Container { id: id.to_owned(), spec, ..Default::default() };
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["spec".into()] });
+        let request = wire::UpdateContainerRequest { container: Some(container), update_mask };
+        self.containers().update(request).await.asked(|| format!("update container {id}")).map(|_| ())
+    }
+
     /// The mounts that make a container's root file system.
     ///
     /// # Errors

@@ -62,8 +62,7 @@ pub(crate) trait Asked<T> {
 
 impl<T> Asked<T> for Result<tonic::Response<T>, tonic::Status> {
     fn asked(self, what: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map(tonic::Response::into_inner)
-            .map_err(|status| Error::Call { what: what(), status: Box::new(status) })
+        self.map(tonic::Response::into_inner).map_err(|status| Error::Call { what: what(), status: Box::new(status) })
     }
 }
 

@@ -1,10 +1,10 @@
 //! Looking into an image: its manifest for a platform, its configuration, its chain of layers.
 
+use gantry_api::convert;
 use gantry_api::pb::containerd::services::content::v1::ReadContentRequest;
 use gantry_api::pb::containerd::services::images::v1::GetImageRequest;
-use gantry_api::convert;
-use gantry_types::{Descriptor, Digest, Platform, media_type};
 use gantry_spec::oci_spec::image::{ImageConfiguration, ImageManifest};
+use gantry_types::{Descriptor, Digest, Platform, media_type};
 use serde_json::Value;
 
 use crate::error::Asked;
@@ -71,8 +71,7 @@ impl Client {
             return Box::pin(self.manifest(entry, platform, depth - 1)).await;
         }
         let manifest: ImageManifest = serde_json::from_slice(&document).map_err(|e| Error::malformed(&what, e))?;
-        let config: Digest =
-            manifest.config().digest().to_string().parse().map_err(|e| Error::malformed(&what, e))?;
+        let config: Digest = manifest.config().digest().to_string().parse().map_err(|e| Error::malformed(&what, e))?;
         let config = self.read_blob(&config).await?;
         let config = serde_json::from_slice(&config).map_err(|e| Error::malformed(&what, e))?;
         Ok((manifest, config))
@@ -100,11 +99,7 @@ impl Client {
 /// The chain ID of layers given by their diff IDs (OCI image-spec, config.md, "Layer ChainID").
 fn chain_id(diff_ids: &[String]) -> String {
     diff_ids.iter().fold(String::new(), |chain, diff_id| {
-        if chain.is_empty() {
-            diff_id.clone()
-        } else {
-            Digest::of(format!("{chain} {diff_id}").as_bytes()).to_string()
-        }
+        if chain.is_empty() { diff_id.clone() } else { Digest::of(format!("{chain} {diff_id}").as_bytes()).to_string() }
     })
 }
 

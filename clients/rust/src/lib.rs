@@ -9,6 +9,7 @@
 mod connection;
 mod container;
 mod error;
+mod event;
 mod image;
 mod pull;
 mod stdio;
@@ -17,6 +18,7 @@ mod task;
 pub use connection::{Client, Scoped};
 pub use container::{NewContainer, RUNTIME};
 pub use error::Error;
+pub use event::event_json;
 pub use gantry_api::{convert, pb};
 pub use gantry_spec as spec;
 pub use gantry_types as types;

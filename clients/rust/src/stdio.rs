@@ -40,7 +40,8 @@ impl Fifos {
         let fifos = Fifos { dir, terminal };
         let names: &[&str] = if terminal { &["stdin", "stdout"] } else { &["stdin", "stdout", "stderr"] };
         for name in names {
-            mkfifo(&fifos.path(name), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| Error::io(format!("make pipe {name}"), e))?;
+            mkfifo(&fifos.path(name), Mode::S_IRUSR | Mode::S_IWUSR)
+                .map_err(|e| Error::io(format!("make pipe {name}"), e))?;
         }
         Ok(fifos)
     }

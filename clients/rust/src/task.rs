@@ -109,8 +109,7 @@ impl Task {
     pub async fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
         let (container_id, exec_id) = (self.container.clone(), self.exec.clone());
         let request = wire::KillRequest { container_id, exec_id, signal, all };
-        self.client.tasks().kill(request).await.asked(|| self.what("signal"))
-            .map(|_| ())
+        self.client.tasks().kill(request).await.asked(|| self.what("signal")).map(|_| ())
     }
 
     /// Tells a process with a terminal its size, in characters.
@@ -120,8 +119,7 @@ impl Task {
     pub async fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
         let (container_id, exec_id) = (self.container.clone(), self.exec.clone());
         let request = wire::ResizePtyRequest { container_id, exec_id, width, height };
-        self.client.tasks().resize_pty(request).await.asked(|| self.what("resize"))
-            .map(|_| ())
+        self.client.tasks().resize_pty(request).await.asked(|| self.what("resize")).map(|_| ())
     }
 
     /// Closes standard input.
@@ -131,8 +129,7 @@ impl Task {
     pub async fn close_stdin(&self) -> Result<(), Error> {
         let (container_id, exec_id) = (self.container.clone(), self.exec.clone());
         let request = wire::CloseIoRequest { container_id, exec_id, stdin: true };
-        self.client.tasks().close_io(request).await.asked(|| self.what("close standard input of"))
-            .map(|_| ())
+        self.client.tasks().close_io(request).await.asked(|| self.what("close standard input of")).map(|_| ())
     }
 
     /// Removes the ended process, and with an init process the whole task.

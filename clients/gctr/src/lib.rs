@@ -1,1 +1,0 @@
-//! gctr: the debug tool
