@@ -1,13 +1,24 @@
 //! Applying a layer: a tar stream becomes files below a directory.
 
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 mod error;
+mod extract;
+mod lower;
+mod metadata;
+mod own;
+mod path;
+mod places;
+
+use extract::{Extractor, within};
+
+use crate::archive::{Entry, Reader};
 
 pub use error::{ApplyError, Limit, Reason};
+pub(crate) use lower::{is_opaque, xattrs_at, xattrs_of};
 
 /// How the removals in a layer (`.wh.NAME` and `.wh..wh..opq`) are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -73,6 +84,16 @@ impl Control {
         self.entries.load(Ordering::Relaxed)
     }
 
+    /// Notes how many bytes of tar were read or written.
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes how many entries were read or written.
+    pub(crate) fn set_entries(&self, entries: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
+    }
+
     /// Asks the work to stop; it then ends with [`Reason::Cancelled`].
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -119,6 +140,30 @@ pub struct Applied {
 /// The root's own entry (`./`) is ignored. On error the directory is left as it is at that moment: the caller
 /// throws it away. Nothing is synced to the disk.
 pub fn apply<R: Read>(tar: R, root: &Path, options: &Options) -> Result<Applied, ApplyError> {
-    let _ = (BufReader::with_capacity(256 << 10, tar), root, options);
-    todo!()
+    apply_buffered(BufReader::with_capacity(256 << 10, tar), root, options)
+}
+
+/// [`apply`] for a stream that has a buffer of its own.
+pub(crate) fn apply_buffered<R: BufRead>(tar: R, root: &Path, options: &Options) -> Result<Applied, ApplyError> {
+    let outside = |reason| ApplyError::at(b"", reason);
+    let mut reader = Reader::new(tar, options.limits.extended_header, Arc::clone(&options.control));
+    let mut extractor = Extractor::new(root, options).map_err(outside)?;
+    let mut applied = Applied::default();
+    let mut before: Vec<u8> = Vec::new();
+    while let Some(entry) = reader.next().map_err(|reason| ApplyError::after(&before, reason))? {
+        before.clone_from(&entry.path);
+        count(&mut applied, &entry, options).map_err(|reason| ApplyError::at(&before, reason))?;
+        extractor.entry(entry, &mut reader).map_err(|reason| ApplyError::at(&before, reason))?;
+        options.control.set_entries(applied.entries);
+    }
+    extractor.finish().map_err(|(path, reason)| ApplyError::at(&path, reason))?;
+    reader.drain().map_err(outside)?;
+    applied.tar_bytes = reader.position();
+    Ok(applied)
+}
+
+fn count(applied: &mut Applied, entry: &Entry, options: &Options) -> Result<(), Reason> {
+    applied.entries = within(applied.entries, 1, options.limits.entries, Limit::Entries)?;
+    applied.bytes = within(applied.bytes, entry.size, options.limits.bytes, Limit::Bytes)?;
+    Ok(())
 }

@@ -1,11 +1,16 @@
 //! Unpacking a compressed layer: decompress, hash and apply beside each other.
 
-use std::io::Read;
+use std::io::{self, BufRead, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
 
-use gantry_types::Digest;
+use gantry_types::{Algorithm, Digest, Hasher};
 
-use crate::{Applied, ApplyError, Compression, Options};
+use crate::apply::apply_buffered;
+use crate::{Applied, ApplyError, Compression, Decompressor, Limit, Limits, Options, Reason};
 
 /// What was unpacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +25,181 @@ pub struct Unpacked {
 
 /// Decompresses `layer`, computes its diff ID and applies it to the directory `root`, all at once: decompressing and
 /// hashing have a thread of their own each, applying is done by the caller's. Without a given compression the first
-/// bytes tell. Reads `layer` to its end. At most 4 MiB wait between the threads.
+/// bytes tell. Reads `layer` to its end. At most 5 MiB wait between the threads.
+///
+/// Returns only when no thread reads `layer` any more: whoever gives it sees to it that a read ends.
 pub fn unpack<R: Read + Send>(
     layer: R,
     compression: Option<Compression>,
     root: &Path,
     options: &Options,
 ) -> Result<Unpacked, ApplyError> {
-    let _ = (layer, compression, root, options);
-    todo!()
+    let compressed = AtomicU64::new(0);
+    let counted = Counted { layer, count: &compressed };
+    let (pool, free) = channel();
+    let (to_hash, hashed) = sync_channel(WAITING);
+    let (to_apply, applied) = sync_channel(WAITING);
+    let (applied, diff_id) = thread::scope(|scope| {
+        let hash = {
+            let pool = pool.clone();
+            scope.spawn(move || hash(hashed, pool))
+        };
+        let outlets = Outlets { to_hash, to_apply, free };
+        let (limits, compressed) = (&options.limits, &compressed);
+        scope.spawn(move || outlets.feed(counted, compression, limits, compressed));
+        let applied = apply_buffered(Chunks { incoming: applied, current: None, pool }, root, options);
+        (applied, hash.join())
+    });
+    let failed = |_| ApplyError::at(b"", Reason::Read(io::Error::other("the hashing thread panicked")));
+    Ok(Unpacked {
+        applied: applied?,
+        diff_id: diff_id.map_err(failed)?,
+        compressed_bytes: compressed.load(Ordering::Relaxed),
+    })
+}
+
+/// Size of a chunk of tar, and how many of them may wait for each thread.
+const CHUNK: usize = 256 << 10;
+const WAITING: usize = 8;
+/// A layer may always have so many bytes, whatever its ratio.
+const RATIO_FREE: u64 = 256 << 20;
+
+/// A piece of tar, shared by those who hash and apply it.
+struct Chunk {
+    buffer: Vec<u8>,
+    length: usize,
+}
+
+/// Counts the bytes that are read.
+struct Counted<'a, R> {
+    layer: R,
+    count: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.layer.read(buffer)?;
+        self.count.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+}
+
+/// Where the decompressing thread puts chunks, and where it gets buffers back.
+struct Outlets {
+    to_hash: SyncSender<Arc<Chunk>>,
+    to_apply: SyncSender<Result<Arc<Chunk>, Reason>>,
+    free: Receiver<Vec<u8>>,
+}
+
+impl Outlets {
+    fn feed<R: Read>(&self, layer: R, compression: Option<Compression>, limits: &Limits, compressed: &AtomicU64) {
+        if let Err(reason) = self.try_feed(layer, compression, limits, compressed) {
+            // If nobody listens any more, applying has failed for its own reason.
+            let _ = self.to_apply.send(Err(reason));
+        }
+    }
+
+    fn try_feed<R: Read>(
+        &self,
+        layer: R,
+        compression: Option<Compression>,
+        limits: &Limits,
+        compressed: &AtomicU64,
+    ) -> Result<(), Reason> {
+        let tar = match compression {
+            Some(compression) => Decompressor::new(layer, compression),
+            None => Decompressor::detect(layer),
+        };
+        let mut tar = tar.map_err(Reason::Read)?;
+        let mut total = 0;
+        loop {
+            let mut buffer = self.free.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
+            let length = fill(&mut tar, &mut buffer).map_err(Reason::Read)?;
+            if length == 0 {
+                return Ok(());
+            }
+            total += length as u64;
+            check_ratio(total, compressed.load(Ordering::Relaxed), limits)?;
+            let chunk = Arc::new(Chunk { buffer, length });
+            if self.to_hash.send(Arc::clone(&chunk)).is_err() || self.to_apply.send(Ok(chunk)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn check_ratio(total: u64, compressed: u64, limits: &Limits) -> Result<(), Reason> {
+    if total > RATIO_FREE && total / compressed.max(1) > limits.ratio {
+        return Err(Reason::Limit { limit: Limit::Ratio, max: limits.ratio });
+    }
+    Ok(())
+}
+
+/// Reads until `buffer` is full or the stream ends.
+fn fill(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match stream.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+fn hash(chunks: Receiver<Arc<Chunk>>, pool: Sender<Vec<u8>>) -> Digest {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for chunk in chunks {
+        hasher.update(&chunk.buffer[..chunk.length]);
+        recycle(chunk, &pool);
+    }
+    hasher.finish()
+}
+
+/// Gives the buffer back if nobody else needs it any more.
+fn recycle(chunk: Arc<Chunk>, pool: &Sender<Vec<u8>>) {
+    if let Some(chunk) = Arc::into_inner(chunk) {
+        let _ = pool.send(chunk.buffer);
+    }
+}
+
+/// Chunks as one stream.
+struct Chunks {
+    incoming: Receiver<Result<Arc<Chunk>, Reason>>,
+    /// The chunk being read, and how far.
+    current: Option<(Arc<Chunk>, usize)>,
+    pool: Sender<Vec<u8>>,
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.current.is_none() {
+            self.current = match self.incoming.recv() {
+                Ok(chunk) => Some((chunk.map_err(Reason::into_io)?, 0)),
+                Err(_) => None,
+            };
+        }
+        Ok(self.current.as_ref().map_or(&[], |(chunk, position)| &chunk.buffer[*position..chunk.length]))
+    }
+
+    fn consume(&mut self, amount: usize) {
+        if let Some((chunk, position)) = &mut self.current {
+            *position += amount;
+            if *position >= chunk.length {
+                if let Some((chunk, _)) = self.current.take() {
+                    recycle(chunk, &self.pool);
+                }
+            }
+        }
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.fill_buf()?.read(buffer)?;
+        self.consume(length);
+        Ok(length)
+    }
 }

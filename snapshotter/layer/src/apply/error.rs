@@ -109,10 +109,34 @@ impl HasKind for ApplyError {
     }
 }
 
+impl Reason {
+    /// Carries the reason through a stream; [`Reason::read`] takes it out again.
+    pub(crate) fn into_io(self) -> io::Error {
+        match self {
+            Reason::Read(error) => error,
+            reason => io::Error::other(reason),
+        }
+    }
+
+    /// Why reading a stream failed.
+    pub(crate) fn read(error: io::Error) -> Reason {
+        match error.downcast::<Reason>() {
+            Ok(reason) => reason,
+            Err(error) => Reason::Read(error),
+        }
+    }
+}
+
 impl ApplyError {
     /// An error at the entry `path`.
     pub(crate) fn at(path: &[u8], reason: Reason) -> ApplyError {
         ApplyError { entry: shown(path), reason }
+    }
+
+    /// An error in the archive behind the entry `path`.
+    pub(crate) fn after(path: &[u8], reason: Reason) -> ApplyError {
+        let entry = if path.is_empty() { "the first".to_owned() } else { format!("behind {}", shown(path)) };
+        ApplyError { entry, reason }
     }
 }
 
@@ -120,4 +144,9 @@ impl ApplyError {
 pub(crate) fn shown(path: &[u8]) -> String {
     let end = path.len().min(256);
     String::from_utf8_lossy(&path[..end]).into_owned()
+}
+
+/// Names the system call that failed.
+pub(crate) fn call<T>(call: &'static str, result: Result<T, rustix::io::Errno>) -> Result<T, Reason> {
+    result.map_err(|error| Reason::Io { call, source: error.into() })
 }

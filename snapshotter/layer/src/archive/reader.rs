@@ -1,12 +1,13 @@
 //! Entry after entry of a tar stream: extended headers are gathered, contents handed out from the read buffer.
 
 use std::io::{self, BufRead};
+use std::sync::Arc;
 
 use super::header::{Flavour, HeaderBlock};
 use super::pax::{Records, decimal, time};
 use super::sparse::{Segment, checked, comma_segments, gnu_segments, pairs};
 use super::{BLOCK, padding};
-use crate::apply::{Limit, Reason};
+use crate::apply::{Control, Limit, Reason};
 
 /// What kind of file an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,12 +138,13 @@ pub(crate) struct Reader<R> {
     padding: u64,
     position: u64,
     extended_header: usize,
+    control: Arc<Control>,
 }
 
 impl<R: BufRead> Reader<R> {
-    /// Reads `stream`, allowing each entry `extended_header` bytes of extended headers.
-    pub(crate) fn new(stream: R, extended_header: usize) -> Reader<R> {
-        Reader { stream, content: 0, padding: 0, position: 0, extended_header }
+    /// Reads `stream`, allowing each entry `extended_header` bytes of extended headers; `control` watches and stops.
+    pub(crate) fn new(stream: R, extended_header: usize, control: Arc<Control>) -> Reader<R> {
+        Reader { stream, content: 0, padding: 0, position: 0, extended_header, control }
     }
 
     /// Bytes read until now.
@@ -155,6 +157,7 @@ impl<R: BufRead> Reader<R> {
         let mut extended = Extended::default();
         loop {
             self.skip()?;
+            self.control.set_bytes(self.position);
             let Some(block) = self.header_block()? else { return Ok(None) };
             let header = HeaderBlock::new(&block).map_err(Reason::Malformed)?;
             if self.extends(&header, &mut extended)? {
@@ -169,7 +172,7 @@ impl<R: BufRead> Reader<R> {
         if self.content == 0 {
             return Ok(&[]);
         }
-        let buffer = filled(&mut self.stream)?;
+        let buffer = filled(&mut self.stream, &self.control)?;
         if buffer.is_empty() {
             return Err(Reason::Truncated);
         }
@@ -187,7 +190,7 @@ impl<R: BufRead> Reader<R> {
     /// Reads the stream to its end: what follows an archive's end marker belongs to its digest.
     pub(crate) fn drain(&mut self) -> Result<(), Reason> {
         loop {
-            let length = filled(&mut self.stream)?.len();
+            let length = filled(&mut self.stream, &self.control)?.len();
             if length == 0 {
                 return Ok(());
             }
@@ -223,7 +226,7 @@ impl<R: BufRead> Reader<R> {
         let mut block = [0; BLOCK];
         let mut read = 0;
         while read < BLOCK {
-            let buffer = filled(&mut self.stream)?;
+            let buffer = filled(&mut self.stream, &self.control)?;
             if buffer.is_empty() {
                 return if read == 0 { Ok(None) } else { Err(Reason::Truncated) };
             }
@@ -448,16 +451,19 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|&byte| byte == 0).next().unwrap_or(&[])
 }
 
-fn filled<R: BufRead>(stream: &mut R) -> Result<&[u8], Reason> {
+fn filled<'a, R: BufRead>(stream: &'a mut R, control: &Control) -> Result<&'a [u8], Reason> {
+    if control.is_cancelled() {
+        return Err(Reason::Cancelled);
+    }
     // Two calls, because the borrow of a successful first one could not be returned from a loop.
     loop {
         match stream.fill_buf() {
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Reason::Read(error)),
+            Err(error) => return Err(Reason::read(error)),
         }
     }
-    stream.fill_buf().map_err(Reason::Read)
+    stream.fill_buf().map_err(Reason::read)
 }
 
 #[cfg(test)]
@@ -467,7 +473,7 @@ mod tests {
     use super::*;
 
     fn read_all(bytes: &[u8]) -> Result<Vec<Entry>, Reason> {
-        let mut reader = Reader::new(bytes, 1 << 16);
+        let mut reader = Reader::new(bytes, 1 << 16, Arc::default());
         let mut entries = Vec::new();
         while let Some(entry) = reader.next()? {
             entries.push(entry);

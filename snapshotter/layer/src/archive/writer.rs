@@ -202,7 +202,7 @@ mod tests {
             let mut writer = Writer::new(&mut bytes);
             writer.header(&header).unwrap();
             writer.finish().unwrap();
-            let entry = Reader::new(&bytes[..], 1 << 20).next().unwrap().unwrap();
+            let entry = Reader::new(&bytes[..], 1 << 20, Default::default()).next().unwrap().unwrap();
             prop_assert_eq!((entry.path, entry.link, entry.mode), (path, link, mode));
             prop_assert_eq!((entry.uid, entry.gid, entry.mtime, entry.xattrs), (uid, gid, (seconds, nanoseconds), xattrs));
         }
