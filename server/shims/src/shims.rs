@@ -1,0 +1,172 @@
+//! All shims of a daemon: launching them, asking their binaries, taking their events.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gantry_ttrpc::pb::containerd::types::RuntimeInfo;
+use gantry_ttrpc::{Address, Client};
+use gantry_types::{Any, Namespace};
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::command::Run;
+use crate::intake::{Intake, listen};
+use crate::log::LogReader;
+use crate::params::{Form, stdin_of};
+use crate::resolve::Resolver;
+use crate::shim::{remove, run_delete};
+use crate::{Answer, Bundle, BundleSpec, Calls, Config, Deadlines, Error, Forwarded, Result, Shim};
+
+/// The shims. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Shims {
+    pub(crate) config: Arc<Config>,
+    resolver: Arc<Resolver>,
+    /// Binaries that took the bootstrap parameters for their options: they get the older form at once.
+    old_form: Arc<Mutex<HashSet<PathBuf>>>,
+    _intake: Arc<Intake>,
+}
+
+/// A shim to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// Namespace of the task.
+    pub namespace: &'a Namespace,
+    /// Id of the task.
+    pub id: &'a str,
+    /// Runtime name, or a binary's absolute path.
+    pub runtime: &'a str,
+    /// The runtime's options.
+    pub options: Option<&'a Any>,
+    /// What goes into the bundle.
+    pub bundle: BundleSpec<'a>,
+}
+
+impl Shims {
+    /// Listens for events; starts nothing yet. The receiver gives events in the order in which each shim sent them.
+    /// `search` are the directories to look for binaries in, in order.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn open(config: Config, search: Vec<PathBuf>) -> Result<(Shims, mpsc::Receiver<Forwarded>)> {
+        let (intake, events) = listen(&config.ttrpc_address)?;
+        let resolver = Resolver { runtimes: config.runtimes.clone(), search };
+        let shims = Shims {
+            config: Arc::new(config),
+            resolver: Arc::new(resolver),
+            old_form: Arc::default(),
+            _intake: Arc::new(intake),
+        };
+        Ok((shims, events))
+    }
+
+    /// The binary of a runtime.
+    ///
+    /// # Errors
+    /// [`Error::RuntimeName`], [`Error::NoBinary`].
+    pub fn binary(&self, runtime: &str) -> Result<PathBuf> {
+        self.resolver.resolve(runtime)
+    }
+
+    /// Makes the bundle, starts the shim and connects to it. Nothing is left behind after a failure.
+    ///
+    /// # Errors
+    /// Any of [`Error`].
+    pub async fn launch(&self, launch: Launch<'_>) -> Result<Shim> {
+        let binary = self.binary(launch.runtime)?;
+        let bundle = Bundle::at(&self.config, launch.namespace, launch.id);
+        bundle.create(launch.bundle)?;
+        let mut guard = Abandoned { shims: self, launch, binary: &binary, bundle: &bundle, armed: true };
+        let started = self.start(launch, &binary, &bundle).await;
+        guard.armed = false;
+        if started.is_err() {
+            run_delete(&self.config, launch.namespace, launch.id, &binary, &bundle).await;
+            if let Err(error) = remove(bundle.clone()).await {
+                tracing::warn!(id = launch.id, %error, "bundle of a failed start stays");
+            }
+        }
+        started
+    }
+
+    async fn start(&self, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Shim> {
+        let log = LogReader::open(bundle, launch.namespace, launch.id);
+        let answer = self.run_start(launch, binary, bundle).await?;
+        bundle.note_start(binary, &answer)?;
+        let calls = connect(launch.id, &answer, self.config.deadlines).await?;
+        let names = (launch.namespace, launch.id);
+        Ok(Shim::new(&self.config, names, binary.to_owned(), bundle.clone(), calls, log))
+    }
+
+    async fn run_start(&self, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Answer> {
+        let known = self.old_form.lock().unwrap_or_else(PoisonError::into_inner).contains(binary);
+        let form = if known { Form::Options } else { Form::of(binary) };
+        let output = match self.start_with(form, launch, binary, bundle).await {
+            Err(Error::Verb { output, .. }) if form == Form::Bootstrap && Form::was_misread(&output) => {
+                let output = self.start_with(Form::Options, launch, binary, bundle).await?;
+                self.old_form.lock().unwrap_or_else(PoisonError::into_inner).insert(binary.to_owned());
+                output
+            }
+            output => output?,
+        };
+        Answer::parse(&output).map_err(|reason| Error::Answer { binary: binary.to_owned(), reason })
+    }
+
+    async fn start_with(&self, form: Form, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Vec<u8>> {
+        let config = &*self.config;
+        let mut args = Run::common_args(config, launch.namespace, launch.id);
+        args.push("start".into());
+        let stdin = stdin_of(form, config, launch.namespace, launch.id, launch.options);
+        let limit = config.deadlines.start;
+        let run = Run { binary, verb: "start", args, directory: Some(bundle.path()), stdin, limit };
+        run.combined(config, launch.namespace).await
+    }
+
+    /// What a runtime says about itself, given options.
+    ///
+    /// # Errors
+    /// Any of [`Error`].
+    pub async fn info(&self, runtime: &str, options: Option<&Any>) -> Result<RuntimeInfo> {
+        let binary = self.binary(runtime)?;
+        let any = options.map(|any| prost_types::Any { type_url: any.type_url.clone(), value: any.value.clone() });
+        let stdin = any.map(|any| any.encode_to_vec()).unwrap_or_default();
+        let limit = self.config.deadlines.verb;
+        let run = Run { binary: &binary, verb: "-info", args: vec!["-info".into()], directory: None, stdin, limit };
+        let output = run.separate(&self.config, "").await?;
+        RuntimeInfo::decode(output.as_slice())
+            .map_err(|error| Error::Answer { binary: binary.clone(), reason: format!("-info: {error}") })
+    }
+}
+
+/// Connects to a started shim.
+pub(crate) async fn connect(id: &str, answer: &Answer, deadlines: Deadlines) -> Result<Calls> {
+    let address = Address::of_shim(&answer.address);
+    let client = Client::connect(&address, Instant::now() + deadlines.connect).await;
+    let client = client.map_err(|status| Error::Call { id: id.into(), method: "connect", status })?;
+    Ok(Calls::new(id, client, answer.version, deadlines))
+}
+
+/// Cleans up when the caller of a launch stops waiting in the middle of it.
+struct Abandoned<'a> {
+    shims: &'a Shims,
+    launch: Launch<'a>,
+    binary: &'a Path,
+    bundle: &'a Bundle,
+    armed: bool,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let (config, namespace) = (Arc::clone(&self.shims.config), self.launch.namespace.clone());
+        let (id, binary, bundle) = (self.launch.id.to_owned(), self.binary.to_owned(), self.bundle.clone());
+        tokio::spawn(async move {
+            run_delete(&config, &namespace, &id, &binary, &bundle).await;
+            // Start-up looks for bundles that stayed.
+            let _ = remove(bundle).await;
+        });
+    }
+}
