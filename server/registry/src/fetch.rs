@@ -2,15 +2,17 @@
 
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::Stream;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt};
 use gantry_types::Descriptor;
 
-use crate::Error;
 use crate::repository::Repository;
+use crate::segment::Segment;
+use crate::{Error, Reason, Stage};
 
 /// The bytes of a blob on their way here: a stream that ends after exactly as many bytes as were asked for, or with
 /// one error. Dropping it stops the transfer.
@@ -26,9 +28,15 @@ impl Blob {
         self.size
     }
 
-    /// The host that the first byte came from.
+    /// The host that the first byte came from; empty where there was nothing to fetch.
     pub fn host(&self) -> &str {
         &self.host
+    }
+}
+
+impl std::fmt::Debug for Blob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blob").field("size", &self.size).field("host", &self.host).finish_non_exhaustive()
     }
 }
 
@@ -40,7 +48,72 @@ impl Stream for Blob {
     }
 }
 
+/// Begins to fetch a range of a blob.
 pub(crate) async fn blob(repository: Repository, descriptor: &Descriptor, range: Range<u64>) -> Result<Blob, Error> {
-    let _ = (repository, descriptor, range);
-    todo!()
+    if range.start > range.end || range.end > descriptor.size {
+        let reason = Reason::Request("the range leaves the blob");
+        return Err(repository.error(Stage::FetchBlob, Some(&descriptor.digest), reason));
+    }
+    let size = range.end - range.start;
+    if size == 0 {
+        return Ok(Blob { size, host: String::new(), bytes: stream::empty().boxed() });
+    }
+    let (repository, descriptor) = (Arc::new(repository), Arc::new(descriptor.clone()));
+    let ranged = &repository.shared.config.ranged;
+    let (chunk, parallel) = (ranged.chunk.max(64 << 10), ranged.parallel);
+    let in_parts = size > ranged.threshold && size > chunk && parallel > 1;
+    let first_end = if in_parts { range.start + chunk } else { range.end };
+    let mut first = Segment::new(repository.clone(), descriptor.clone(), range.start..first_end);
+    let host = first.begin().await?;
+    let bytes = if !in_parts || first.is_whole() {
+        first.extend_to(range.end);
+        pieces(first).boxed()
+    } else {
+        let segment = move |part| Segment::new(repository.clone(), descriptor.clone(), part);
+        let rest = parts(first_end..range.end, chunk).map(segment);
+        in_order(std::iter::once(first).chain(rest), parallel).boxed()
+    };
+    Ok(Blob { size, host, bytes })
+}
+
+/// The pieces of one segment. After an error nothing follows.
+fn pieces(segment: Segment) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    stream::try_unfold(segment, |mut segment| async move {
+        let piece = segment.next().await?;
+        Ok(piece.map(|piece| (piece, segment)))
+    })
+}
+
+/// The pieces of many segments in their order, `parallel` of them fetched at once. Whole segments are held in memory.
+fn in_order<S>(segments: S, parallel: usize) -> impl Stream<Item = Result<Bytes, Error>> + Send
+where
+    S: Iterator<Item = Segment> + Send + 'static,
+{
+    let whole = stream::iter(segments).map(|segment| pieces(segment).try_collect::<Vec<Bytes>>());
+    whole.buffered(parallel).map_ok(|pieces| stream::iter(pieces.into_iter().map(Ok))).try_flatten()
+}
+
+/// `range` cut into parts of `chunk` bytes; the last may be shorter.
+fn parts(range: Range<u64>, chunk: u64) -> impl Iterator<Item = Range<u64>> + Send {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        let part = start..(start + chunk).min(range.end);
+        start = part.end;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::parts;
+
+    proptest! {
+        #[test]
+        fn parts_cover_the_range_without_gap_or_overlap(start in 0u64..1000, len in 0u64..5000, chunk in 1u64..700) {
+            let all: Vec<u64> = parts(start..start + len, chunk).flatten().collect();
+            prop_assert_eq!(all, (start..start + len).collect::<Vec<_>>());
+        }
+    }
 }
