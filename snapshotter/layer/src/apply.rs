@@ -18,7 +18,8 @@ use extract::{Extractor, within};
 use crate::archive::{Entry, Reader};
 
 pub use error::{ApplyError, Limit, Reason};
-pub(crate) use lower::{is_opaque, xattrs_at, xattrs_of};
+pub(crate) use lower::{Lowers, is_opaque, xattrs_at};
+pub(crate) use metadata::through_descriptor;
 
 /// How the removals in a layer (`.wh.NAME` and `.wh..wh..opq`) are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -1,6 +1,8 @@
 //! The difference of two directories as a layer.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,6 +10,11 @@ use std::time::SystemTime;
 use gantry_types::{ErrorKind, HasKind};
 
 use crate::Control;
+
+mod changes;
+mod overlay;
+mod walk;
+mod write;
 
 /// How precise the times in a layer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -81,6 +88,18 @@ pub enum DiffError {
     Cancelled,
 }
 
+impl DiffError {
+    /// Names the file and the system call that failed.
+    fn io(path: &[u8], call: &'static str, error: impl Into<io::Error>) -> DiffError {
+        DiffError::Io { path: shown(path), call, source: error.into() }
+    }
+}
+
+/// A path for an error.
+fn shown(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(path))
+}
+
 impl HasKind for DiffError {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -98,14 +117,9 @@ impl HasKind for DiffError {
 /// The same directories always give the same bytes: entries are sorted by name, owners are numbers, access and change
 /// times are left out. Files count as unchanged if type, mode, owner, size, modification time, link target, device and
 /// attributes agree; where a time has no nanoseconds the content decides. Sockets are left out.
-pub fn diff<W: Write>(
-    lower: Option<&Path>,
-    upper: &Path,
-    out: W,
-    options: &DiffOptions,
-) -> Result<Written, DiffError> {
-    let _ = (lower, upper, out, options);
-    todo!()
+pub fn diff<W: Write>(lower: Option<&Path>, upper: &Path, out: W, options: &DiffOptions) -> Result<Written, DiffError> {
+    let changes = walk::between(lower, upper, options)?;
+    write::layer(upper, changes, out, options)
 }
 
 /// Writes the content of an overlay's `upperdir` as an uncompressed layer tar, without looking at unchanged files:
@@ -117,6 +131,6 @@ pub fn diff_overlay<W: Write>(
     out: W,
     options: &DiffOptions,
 ) -> Result<Written, DiffError> {
-    let _ = (upperdir, lowers, out, options);
-    todo!()
+    let changes = overlay::upper(upperdir, lowers, options)?;
+    write::layer(upperdir, changes, out, options)
 }

@@ -187,10 +187,10 @@ impl BufRead for Chunks {
     fn consume(&mut self, amount: usize) {
         if let Some((chunk, position)) = &mut self.current {
             *position += amount;
-            if *position >= chunk.length {
-                if let Some((chunk, _)) = self.current.take() {
-                    recycle(chunk, &self.pool);
-                }
+            if *position >= chunk.length
+                && let Some((chunk, _)) = self.current.take()
+            {
+                recycle(chunk, &self.pool);
             }
         }
     }

@@ -8,8 +8,8 @@ use rustix::fs::{
     FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags, fchmod, fchown, fgetxattr, flistxattr, fsetxattr,
     fstat, lgetxattr, llistxattr, lsetxattr, readlinkat,
 };
-use rustix::io::Errno;
 use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
 
 use super::error::{Reason, call};
 use super::metadata::through_descriptor;
@@ -17,10 +17,10 @@ use super::path::components;
 use crate::dirs::{self, Root};
 
 /// The lower directories, topmost first.
-pub(super) struct Lowers(Vec<Root>);
+pub(crate) struct Lowers(Vec<Root>);
 
 /// A file of a lower directory.
-pub(super) struct LowerFile {
+pub(crate) struct LowerFile {
     dir: OwnedFd,
     name: Box<[u8]>,
     pub(super) stat: Stat,
@@ -36,7 +36,7 @@ enum Seen {
 }
 
 impl Lowers {
-    pub(super) fn open(paths: &[PathBuf]) -> io::Result<Lowers> {
+    pub(crate) fn open(paths: &[PathBuf]) -> io::Result<Lowers> {
         paths.iter().map(|path| Root::open(path)).collect::<io::Result<_>>().map(Lowers)
     }
 
@@ -55,7 +55,7 @@ impl Lowers {
     }
 
     /// The file that the merged lower directories have at `path`.
-    pub(super) fn find(&self, path: &[u8]) -> Result<Option<LowerFile>, Reason> {
+    pub(crate) fn find(&self, path: &[u8]) -> Result<Option<LowerFile>, Reason> {
         for lower in &self.0 {
             match call("lower layer", see(lower, path))? {
                 Seen::File(file) => return Ok(Some(file)),
@@ -111,7 +111,7 @@ pub(crate) fn is_opaque(directory: &OwnedFd) -> Result<bool, Errno> {
 }
 
 impl LowerFile {
-    pub(super) fn file_type(&self) -> FileType {
+    pub(crate) fn file_type(&self) -> FileType {
         dirs::file_type(&self.stat)
     }
 

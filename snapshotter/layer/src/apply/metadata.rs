@@ -142,9 +142,7 @@ pub(super) fn finish_link(process: &Process, dir: BorrowedFd<'_>, name: &[u8], e
     if dirs::file_type(&stat) != rustix::fs::FileType::Symlink && stat.st_mode & 0o7777 != entry.mode {
         call("fchmodat", chmodat(dir, name, Mode::from_raw_mode(entry.mode), AtFlags::empty()))?;
     }
-    if (stat.st_mtime, stat.st_mtime_nsec as i64)
-        != (times.last_modification.tv_sec, times.last_modification.tv_nsec)
-    {
+    if (stat.st_mtime, stat.st_mtime_nsec as i64) != (times.last_modification.tv_sec, times.last_modification.tv_nsec) {
         set_times(dir, name, &times)?;
     }
     Ok(())
@@ -169,12 +167,7 @@ fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
 }
 
 /// Sets one attribute; a file system or type of file that has no such attributes goes without.
-fn set(
-    process: &Process,
-    entry: &Entry,
-    name: &[u8],
-    set: impl FnOnce() -> Result<(), Errno>,
-) -> Result<(), Reason> {
+fn set(process: &Process, entry: &Entry, name: &[u8], set: impl FnOnce() -> Result<(), Errno>) -> Result<(), Reason> {
     let plain = matches!(entry.kind, EntryType::Regular | EntryType::Directory);
     match set() {
         Err(Errno::OPNOTSUPP) => Ok(()),
@@ -184,7 +177,7 @@ fn set(
 }
 
 /// A path to `name` in `dir` for calls that know no directory descriptors. Only the magic link is followed.
-pub(super) fn through_descriptor(dir: impl AsFd, name: &[u8]) -> Vec<u8> {
+pub(crate) fn through_descriptor(dir: impl AsFd, name: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
     path

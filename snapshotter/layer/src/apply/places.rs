@@ -128,12 +128,7 @@ impl Places {
         Ok((made, path))
     }
 
-    fn make_over_whiteout(
-        &mut self,
-        dir: &OwnedFd,
-        path: &[u8],
-        name: &[u8],
-    ) -> Result<(OwnedFd, Box<[u8]>), Reason> {
+    fn make_over_whiteout(&mut self, dir: &OwnedFd, path: &[u8], name: &[u8]) -> Result<(OwnedFd, Box<[u8]>), Reason> {
         let stat = call("fstatat", dirs::state(dir, name))?;
         if self.whiteouts != Whiteouts::Overlay || !stat.is_some_and(|stat| dirs::is_whiteout(&stat)) {
             return Err(Reason::NotADirectory { path: shown(&joined(path, name)) });
