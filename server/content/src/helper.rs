@@ -10,7 +10,10 @@ use gantry_types::Digest;
 use crate::{Commit, Error, Info, ReaderAt, Store};
 
 /// The bytes of a range of a blob in pieces of [`crate::CHUNK`], reading ahead of the consumer. A range behind the end is cut.
-pub fn stream(_reader: Arc<dyn ReaderAt>, _range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
+pub fn stream(
+    _reader: Arc<dyn ReaderAt>,
+    _range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
     futures::stream::empty()
 }
 

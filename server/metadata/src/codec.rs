@@ -1,0 +1,196 @@
+//! The stored form of a record: version byte, edges, body. Large opaque messages are compressed with a dictionary.
+
+use std::cell::RefCell;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
+
+use gantry_types::Any;
+use serde::{Deserialize, Serialize};
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::dict::{DecoderDictionary, EncoderDictionary};
+
+use crate::edges::Edge;
+
+/// The version this build writes.
+const VERSION: u8 = 1;
+
+/// Messages shorter than this stay as they are.
+const COMPRESS_FROM: usize = 200;
+
+/// No message is longer: the limit of a message on the socket.
+const MAX_MESSAGE: usize = 16 << 20;
+
+const LEVEL: i32 = 3;
+
+/// What stored messages of version 1 are compressed against: the common parts of a runtime specification. Never change it.
+static DICTIONARY_1: &[u8] = include_bytes!("spec.v1.dict");
+
+static ENCODER: LazyLock<EncoderDictionary<'static>> = LazyLock::new(|| EncoderDictionary::copy(DICTIONARY_1, LEVEL));
+static DECODER: LazyLock<DecoderDictionary<'static>> = LazyLock::new(|| DecoderDictionary::copy(DICTIONARY_1));
+
+/// Why a stored record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error("empty")]
+    Empty,
+    #[error("version {0} is not known to this build")]
+    Version(u8),
+    #[error("{0}")]
+    Form(#[from] postcard::Error),
+    #[error("a compressed message cannot be unpacked: {0}")]
+    Packed(std::io::Error),
+    #[error("{0}")]
+    Content(String),
+}
+
+/// Version, edges and body.
+pub(crate) fn encode(edges: &[Edge], body: &impl Serialize) -> Result<Vec<u8>, postcard::Error> {
+    let bytes = postcard::to_extend(edges, vec![VERSION])?;
+    postcard::to_extend(body, bytes)
+}
+
+/// The body.
+pub(crate) fn decode<'a, B: Deserialize<'a>>(bytes: &'a [u8]) -> Result<B, Unreadable> {
+    let (_, body) = postcard::take_from_bytes::<Skipped>(versioned(bytes)?)?;
+    Ok(postcard::from_bytes(body)?)
+}
+
+/// The edges alone.
+pub(crate) fn edges(bytes: &[u8]) -> Result<Vec<Edge>, Unreadable> {
+    Ok(postcard::take_from_bytes(versioned(bytes)?)?.0)
+}
+
+/// Edges that are read and dropped.
+type Skipped = Vec<Edge>;
+
+fn versioned(bytes: &[u8]) -> Result<&[u8], Unreadable> {
+    match bytes.split_first() {
+        Some((&VERSION, rest)) => Ok(rest),
+        Some((version, _)) => Err(Unreadable::Version(*version)),
+        None => Err(Unreadable::Empty),
+    }
+}
+
+/// A time, as seconds and nanoseconds since 1970.
+pub(crate) type Time = (i64, u32);
+
+pub(crate) fn time(time: SystemTime) -> Time {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => (i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_nanos()),
+        Err(before) => {
+            (-i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX), before.duration().subsec_nanos())
+        }
+    }
+}
+
+pub(crate) fn system_time((seconds, nanos): Time) -> SystemTime {
+    let distance = Duration::new(seconds.unsigned_abs(), nanos.min(999_999_999));
+    let time = match seconds {
+        0.. => SystemTime::UNIX_EPOCH.checked_add(distance),
+        _ => SystemTime::UNIX_EPOCH.checked_sub(distance),
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A stored message.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Packed {
+    type_url: String,
+    /// Length of the message, where it is compressed.
+    unpacked: Option<u32>,
+    bytes: Vec<u8>,
+}
+
+thread_local! {
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+pub(crate) fn pack(any: &Any) -> Packed {
+    let plain = |any: &Any| Packed { type_url: any.type_url.clone(), unpacked: None, bytes: any.value.clone() };
+    if !(COMPRESS_FROM..=MAX_MESSAGE).contains(&any.value.len()) {
+        return plain(any);
+    }
+    match compress(&any.value) {
+        Ok(bytes) if bytes.len() < any.value.len() => {
+            Packed { type_url: any.type_url.clone(), unpacked: u32::try_from(any.value.len()).ok(), bytes }
+        }
+        _ => plain(any),
+    }
+}
+
+pub(crate) fn unpack(packed: Packed) -> Result<Any, Unreadable> {
+    let value = match packed.unpacked {
+        None => packed.bytes,
+        Some(length) => decompress(&packed.bytes, length as usize).map_err(Unreadable::Packed)?,
+    };
+    Ok(Any { type_url: packed.type_url, value })
+}
+
+fn compress(value: &[u8]) -> std::io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot {
+            Some(compressor) => compressor,
+            None => slot.insert(Compressor::with_prepared_dictionary(&ENCODER)?),
+        };
+        compressor.compress(value)
+    })
+}
+
+fn decompress(bytes: &[u8], length: usize) -> std::io::Result<Vec<u8>> {
+    if length > MAX_MESSAGE {
+        return Err(std::io::Error::other("longer than any message"));
+    }
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(Decompressor::with_prepared_dictionary(&DECODER)?),
+        };
+        decompressor.decompress(bytes, length)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_packed_message_comes_back_as_it_was(url in ".*", value in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let any = Any { type_url: url, value };
+            prop_assert_eq!(unpack(pack(&any)).unwrap(), any);
+        }
+
+        #[test]
+        fn times_come_back_as_they_were(seconds in 0u64..1 << 40, nanos in 0u32..1_000_000_000) {
+            let after = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+            let before = SystemTime::UNIX_EPOCH - Duration::new(seconds.max(1), nanos);
+            prop_assert_eq!(system_time(time(after)), after);
+            prop_assert_eq!(system_time(time(before)), before);
+        }
+
+        #[test]
+        fn garbage_is_an_error_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut versioned = vec![VERSION];
+            versioned.extend(&bytes);
+            for bytes in [&bytes, &versioned] {
+                let _ = edges(bytes);
+                let _ = decode::<(String, Packed)>(bytes).map(|(_, packed)| unpack(packed));
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_number() {
+        assert_eq!(edges(&[9, 0]).unwrap_err().to_string(), "version 9 is not known to this build");
+    }
+
+    #[test]
+    fn a_usual_specification_shrinks_to_a_fraction() {
+        let value = String::from_utf8(DICTIONARY_1.to_vec()).unwrap().replace("/bin/sh", "/bin/true").into_bytes();
+        let packed = pack(&Any { type_url: String::new(), value: value.clone() });
+        assert!(packed.bytes.len() * 20 < value.len(), "{} of {}", packed.bytes.len(), value.len());
+    }
+}

@@ -1,0 +1,165 @@
+//! The one thread that writes: applies a batch of transactions, makes it durable, shows it to readers, acknowledges.
+
+use std::sync::Arc;
+use std::sync::mpsc as sync_mpsc;
+use std::thread::{Builder, JoinHandle};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Error;
+use crate::db::{Config, number};
+use crate::export;
+use crate::keys::{Key, Kind};
+use crate::memory::{Changes, Memory};
+use crate::store::Store;
+use crate::tx::Tx;
+
+/// Transactions that share one flush at most.
+const MAX_BATCH: usize = 1024;
+
+/// Changes after which an export is written, however little time has passed.
+const EXPORT_CHANGES: u64 = 50_000;
+
+/// The counter of commits: tells which of two states is the newer one.
+pub(crate) const COMMIT: &[u8] = b"commit";
+
+/// Told the fate of the batch, tells the caller the fate of its transaction.
+pub(crate) type Acknowledge = Box<dyn FnOnce(&Result<(), Error>) + Send>;
+
+type Transaction = Box<dyn FnOnce(&mut Batch<'_>) -> Acknowledge + Send>;
+
+/// What the committer is asked for.
+pub(crate) enum Request {
+    Transact(Transaction),
+    Export(oneshot::Sender<Result<(), Error>>),
+}
+
+/// Transactions that share one flush.
+pub(crate) struct Batch<'m> {
+    memory: &'m Memory,
+    changes: Changes,
+}
+
+impl Batch<'_> {
+    /// Runs one transaction on top of the earlier ones; it counts only where it succeeds.
+    pub(crate) fn run<T>(&mut self, change: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let mut tx = Tx::new(self.memory, &self.changes);
+        let result = change(&mut tx)?;
+        let changes = tx.into_changes();
+        self.changes.extend(changes);
+        Ok(result)
+    }
+}
+
+/// Starts the thread. It ends when all senders are gone, after a last export.
+pub(crate) fn start(
+    config: Config,
+    store: Store,
+    memory: Arc<Memory>,
+    requests: mpsc::Receiver<Request>,
+) -> std::io::Result<JoinHandle<()>> {
+    let (nudge, nudges) = sync_mpsc::sync_channel(1);
+    let exporter = Exporter { config, memory: memory.clone(), nudges };
+    let exporter = Builder::new().name("metadata-export".into()).spawn(move || exporter.run())?;
+    let committer = Committer { store, memory, requests, nudge, unexported: 0 };
+    Builder::new().name("metadata".into()).spawn(move || {
+        committer.run();
+        if exporter.join().is_err() {
+            tracing::error!("the export of the metadata store panicked");
+        }
+    })
+}
+
+struct Committer {
+    store: Store,
+    memory: Arc<Memory>,
+    requests: mpsc::Receiver<Request>,
+    nudge: sync_mpsc::SyncSender<Nudge>,
+    unexported: u64,
+}
+
+/// Asks for an export; carries who waits for it.
+type Nudge = Option<oneshot::Sender<Result<(), Error>>>;
+
+impl Committer {
+    fn run(mut self) {
+        while let Some(request) = self.requests.blocking_recv() {
+            let memory = self.memory.clone();
+            let mut batch = Batch { memory: &memory, changes: Changes::new() };
+            let mut acknowledge = Vec::new();
+            let mut next = Some(request);
+            while let Some(request) = next {
+                match request {
+                    Request::Transact(transaction) => acknowledge.push(transaction(&mut batch)),
+                    Request::Export(done) => self.export_now(done),
+                }
+                next = (acknowledge.len() < MAX_BATCH).then(|| self.requests.try_recv().ok()).flatten();
+            }
+            let durable = self.commit(batch.changes);
+            for acknowledge in acknowledge {
+                acknowledge(&durable);
+            }
+        }
+    }
+
+    /// Makes changes durable, then visible.
+    fn commit(&mut self, mut changes: Changes) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let commit = self.memory.get(Kind::Meta, "", COMMIT).map_or(0, |value| number(&value)) + 1;
+        changes.insert(Key::new(Kind::Meta, "", COMMIT), Some(commit.to_le_bytes().into()));
+        self.store.apply(&changes, &self.memory)?;
+        fail::fail_point!("metadata::before-publish");
+        self.unexported += changes.len() as u64;
+        self.memory.publish(changes);
+        if self.unexported >= EXPORT_CHANGES && self.nudge.try_send(None).is_ok() {
+            self.unexported = 0;
+        }
+        Ok(())
+    }
+
+    fn export_now(&mut self, done: oneshot::Sender<Result<(), Error>>) {
+        if self.nudge.send(Some(done)).is_ok() {
+            self.unexported = 0;
+        }
+    }
+}
+
+/// Writes exports from time to time, beside the committer.
+struct Exporter {
+    config: Config,
+    memory: Arc<Memory>,
+    nudges: sync_mpsc::Receiver<Nudge>,
+}
+
+impl Exporter {
+    fn run(self) {
+        let mut exported = 0;
+        loop {
+            let nudge = self.nudges.recv_timeout(self.config.export_every);
+            let closing = matches!(nudge, Err(sync_mpsc::RecvTimeoutError::Disconnected));
+            let result = self.export(&mut exported);
+            if let Err(error) = &result {
+                tracing::warn!(%error, "cannot write the export of the metadata store");
+            }
+            if let Ok(Some(done)) = nudge {
+                let _ = done.send(result);
+            }
+            if closing {
+                return;
+            }
+        }
+    }
+
+    /// Writes the export where something changed since `exported`.
+    fn export(&self, exported: &mut u64) -> Result<(), Error> {
+        let snapshot = self.memory.snapshot();
+        let commit = export::commit_of(&snapshot);
+        if commit != *exported {
+            export::write(&self.config.directory, &snapshot)?;
+            *exported = commit;
+        }
+        Ok(())
+    }
+}

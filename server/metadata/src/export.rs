@@ -1,0 +1,149 @@
+//! A copy of all records in one checksummed file, renamed into place: from it a damaged store is rebuilt.
+//!
+//! Form: a line of magic; then frames of length, CRC-32 (both little-endian, 4 bytes) and payload, where the payload is the length of the
+//! key (4 bytes), key and value; at the end a frame of length zero whose checksum is the number of frames.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::committer::COMMIT;
+use crate::db::number;
+use crate::keys::{Key, Kind};
+use crate::memory::{Changes, Snapshot};
+use crate::stored::MAX_RECORD;
+
+const MAGIC: &[u8] = b"gantry metadata export 1\n";
+
+/// What an export holds.
+#[derive(Default)]
+pub(crate) struct Export {
+    pub(crate) records: Changes,
+    /// Why some of it could not be read, if so.
+    pub(crate) damage: Vec<String>,
+}
+
+impl Export {
+    /// How many commits the exported state had.
+    pub(crate) fn commit(&self) -> u64 {
+        commit(&self.records)
+    }
+}
+
+/// How many commits a state had.
+pub(crate) fn commit(records: &Changes) -> u64 {
+    records.get(&Key::new(Kind::Meta, "", COMMIT)).and_then(Option::as_ref).map_or(0, |value| number(value))
+}
+
+/// How many commits a state had.
+pub(crate) fn commit_of(snapshot: &Snapshot) -> u64 {
+    snapshot.get("").and_then(|space| space[Kind::Meta.index()].get(COMMIT)).map_or(0, |value| number(value))
+}
+
+fn path(directory: &Path) -> PathBuf {
+    directory.join("export")
+}
+
+/// Writes the export durably.
+pub(crate) fn write(directory: &Path, snapshot: &Snapshot) -> Result<(), Error> {
+    let fresh = directory.join("export.new");
+    write_file(&fresh, snapshot).map_err(Error::io("write", &fresh))?;
+    std::fs::rename(&fresh, path(directory)).map_err(Error::io("rename", &fresh))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(Error::io("sync", directory))
+}
+
+fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
+    let mut file = BufWriter::with_capacity(256 * 1024, File::create(path)?);
+    file.write_all(MAGIC)?;
+    let mut frames = 0u32;
+    for (namespace, space) in snapshot {
+        for (kind, records) in Kind::ALL.into_iter().zip(space) {
+            for (name, value) in records.iter() {
+                let key = Key { kind, namespace: namespace.clone(), name: name.clone() };
+                write_frame(&mut file, &key.encode(), value)?;
+                frames += 1;
+            }
+        }
+    }
+    file.write_all(&0u32.to_le_bytes())?;
+    file.write_all(&frames.to_le_bytes())?;
+    file.into_inner()?.sync_all()
+}
+
+fn write_frame(file: &mut impl Write, key: &[u8], value: &[u8]) -> std::io::Result<()> {
+    let key_len = (key.len() as u32).to_le_bytes();
+    let mut hasher = crc32fast::Hasher::new();
+    [&key_len, key, value].iter().for_each(|bytes| hasher.update(bytes));
+    file.write_all(&((4 + key.len() + value.len()) as u32).to_le_bytes())?;
+    file.write_all(&hasher.finalize().to_le_bytes())?;
+    [&key_len, key, value].iter().try_for_each(|bytes| file.write_all(bytes))
+}
+
+/// Reads what can be read; nothing, without damage, where no export was ever written.
+pub(crate) fn read(directory: &Path) -> Export {
+    match std::fs::read(path(directory)) {
+        Ok(bytes) => parse(&bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Export::default(),
+        Err(error) => Export { damage: vec![format!("the export cannot be read: {error}")], ..Export::default() },
+    }
+}
+
+fn parse(bytes: &[u8]) -> Export {
+    let mut export = Export::default();
+    let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
+        export.damage.push("the export does not begin like one".into());
+        return export;
+    };
+    loop {
+        match frame(rest) {
+            Ok((Frame::Record(key, value), behind)) => {
+                export.records.insert(key, Some(value.into()));
+                rest = behind;
+            }
+            Ok((Frame::Damaged(reason), behind)) => {
+                export.damage.push(reason);
+                rest = behind;
+            }
+            Ok((Frame::End(frames), _)) => {
+                let missing = u64::from(frames).saturating_sub((export.records.len() + export.damage.len()) as u64);
+                if missing > 0 {
+                    export.damage.push(format!("the export lacks {missing} records"));
+                }
+                return export;
+            }
+            Err(reason) => {
+                export.damage.push(reason.into());
+                return export;
+            }
+        }
+    }
+}
+
+enum Frame<'b> {
+    Record(Key, &'b [u8]),
+    Damaged(String),
+    End(u32),
+}
+
+fn frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), &'static str> {
+    const CUT: &str = "the export ends in the middle";
+    let (length, rest) = bytes.split_first_chunk::<4>().ok_or(CUT)?;
+    let (sum, rest) = rest.split_first_chunk::<4>().ok_or(CUT)?;
+    let (length, sum) = (u32::from_le_bytes(*length) as usize, u32::from_le_bytes(*sum));
+    if length == 0 {
+        return Ok((Frame::End(sum), rest));
+    }
+    if length > MAX_RECORD + (64 << 10) {
+        return Err("a frame of the export has an impossible length");
+    }
+    let (payload, behind) = rest.split_at_checked(length).ok_or(CUT)?;
+    let key_and_value =
+        payload.split_first_chunk::<4>().and_then(|(n, rest)| rest.split_at_checked(u32::from_le_bytes(*n) as usize));
+    let frame = match key_and_value.and_then(|(key, value)| Some((Key::decode(key)?, value))) {
+        Some((key, value)) if crc32fast::hash(payload) == sum => Frame::Record(key, value),
+        Some((key, _)) => Frame::Damaged(format!("{key}: damaged in the export")),
+        None => Frame::Damaged("a nameless record: damaged in the export".into()),
+    };
+    Ok((frame, behind))
+}

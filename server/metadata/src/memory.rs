@@ -1,0 +1,92 @@
+//! All records in memory, for readers that never wait.
+//!
+//! Each namespace has one map for each kind. A reader takes the lock to find a value or to clone a map's pointer, never for longer; the committer, the
+//! only one that changes anything, copies a map beforehand where a reader still holds it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::keys::{Key, Kind};
+
+/// An encoded record.
+pub(crate) type Value = Arc<[u8]>;
+
+/// Records of one kind in one namespace, by name.
+pub(crate) type Records = BTreeMap<Box<[u8]>, Value>;
+
+/// What a batch changes; none removes.
+pub(crate) type Changes = BTreeMap<Key, Option<Value>>;
+
+type Space = [Arc<Records>; Kind::ALL.len()];
+
+/// All records as of one commit.
+pub(crate) type Snapshot = HashMap<Arc<str>, Space>;
+
+#[derive(Default)]
+pub(crate) struct Memory {
+    spaces: RwLock<Snapshot>,
+}
+
+impl Memory {
+    pub(crate) fn get(&self, kind: Kind, namespace: &str, name: &[u8]) -> Option<Value> {
+        self.read().get(namespace)?[kind.index()].get(name).cloned()
+    }
+
+    /// The records of one kind in a namespace, as they are now.
+    pub(crate) fn records(&self, kind: Kind, namespace: &str) -> Arc<Records> {
+        self.read().get(namespace).map(|space| space[kind.index()].clone()).unwrap_or_default()
+    }
+
+    /// Everything, as of one commit.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.read().clone()
+    }
+
+    /// Makes changes visible, all at once.
+    pub(crate) fn publish(&self, changes: Changes) {
+        let copies = self.copy_held(&changes);
+        let mut spaces = self.write();
+        for ((namespace, kind), records) in copies {
+            spaces.entry(namespace).or_default()[kind.index()] = Arc::new(records);
+        }
+        for (key, value) in changes {
+            let space = spaces.entry(key.namespace).or_default();
+            let records = Arc::make_mut(&mut space[key.kind.index()]);
+            match value {
+                Some(value) => records.insert(key.name, value),
+                None => records.remove(&key.name),
+            };
+        }
+    }
+
+    /// Copies of those maps which the changes touch and a reader holds, made without the lock.
+    fn copy_held(&self, changes: &Changes) -> BTreeMap<(Arc<str>, Kind), Records> {
+        let mut held = BTreeMap::new();
+        {
+            let spaces = self.read();
+            for key in changes.keys() {
+                let Some(space) = spaces.get(&key.namespace) else { continue };
+                let records = &space[key.kind.index()];
+                if Arc::strong_count(records) > 1 {
+                    held.entry((key.namespace.clone(), key.kind)).or_insert_with(|| records.clone());
+                }
+            }
+        }
+        held.into_iter().map(|(place, records)| (place, (*records).clone())).collect()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Snapshot> {
+        self.spaces.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Snapshot> {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The records whose name begins with `prefix`.
+pub(crate) fn range<'r>(records: &'r Records, prefix: &'r [u8]) -> impl Iterator<Item = (&'r Box<[u8]>, &'r Value)> {
+    let from: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(prefix), Bound::Unbounded);
+    records.range::<[u8], _>(from).take_while(move |(name, _)| name.starts_with(prefix))
+}
