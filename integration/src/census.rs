@@ -9,11 +9,21 @@ use nix::unistd::Pid;
 /// Everything of the containers of the daemon in `dir` that is still there; `daemon` itself does not count.
 pub fn leaks(dir: &Path, tag: &str, daemon: i32) -> Vec<String> {
     let mut found = Vec::new();
-    found.extend(processes(dir, tag).into_iter().filter(|p| p.0 != daemon).map(|(pid, what)| format!("process {pid}: {what}")));
+    found.extend(
+        processes(dir, tag).into_iter().filter(|p| p.0 != daemon).map(|(pid, what)| format!("process {pid}: {what}")),
+    );
     found.extend(mounts(dir).into_iter().map(|m| format!("mount {m}")));
     found.extend(cgroups(tag).into_iter().map(|c| format!("cgroup {}", c.display())));
-    found.extend(entries(&dir.join("state/io.containerd.runtime.v2.task"), 2).into_iter().map(|p| format!("bundle {}", p.display())));
-    found.extend(entries(&dir.join("root/io.containerd.runtime.v2.task"), 2).into_iter().map(|p| format!("work directory {}", p.display())));
+    found.extend(
+        entries(&dir.join("state/io.containerd.runtime.v2.task"), 2)
+            .into_iter()
+            .map(|p| format!("bundle {}", p.display())),
+    );
+    found.extend(
+        entries(&dir.join("root/io.containerd.runtime.v2.task"), 2)
+            .into_iter()
+            .map(|p| format!("work directory {}", p.display())),
+    );
     found.extend(entries(&dir.join("state/s"), 1).into_iter().map(|p| format!("shim socket {}", p.display())));
     for ingest in ["root/content/ingest", "root/io.containerd.content.v1.content/ingest"] {
         found.extend(entries(&dir.join(ingest), 1).into_iter().map(|p| format!("ingest {}", p.display())));
@@ -39,7 +49,7 @@ fn belongs(pid: i32, dir: &Path, tag: &str) -> Option<String> {
     let dir = dir.to_str()?;
     let link = |name: &str| fs::read_link(proc.join(name)).is_ok_and(|p| p.starts_with(dir));
     let cgroup = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
-    (command.contains(dir) || link("cwd") || link("root") || cgroup.contains(tag)).then(|| format!("{command}"))
+    (command.contains(dir) || link("cwd") || link("root") || cgroup.contains(tag)).then_some(command)
 }
 
 /// Mounts below `dir` in the mount table of the calling thread.

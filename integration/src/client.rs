@@ -44,7 +44,7 @@ impl Outcome {
             std::thread::sleep(Duration::from_millis(2));
         };
         let took = start.elapsed();
-        let mut read = |file: &mut std::fs::File| {
+        let read = |file: &mut std::fs::File| {
             let mut bytes = Vec::new();
             file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("read what the client wrote");
             String::from_utf8_lossy(&bytes).into_owned()
@@ -83,10 +83,6 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "$ {}\n{}{}\n[exit code {}, {:?}]",
-            self.command, self.stdout, self.stderr, self.code, self.took
-        )
+        write!(f, "$ {}\n{}{}\n[exit code {}, {:?}]", self.command, self.stdout, self.stderr, self.code, self.took)
     }
 }

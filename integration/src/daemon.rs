@@ -195,6 +195,11 @@ impl Daemon {
         }
     }
 
+    /// Ends the daemon by SIGTERM, insisting that it ends well: the last line of a test.
+    pub fn stop_clean(mut self) {
+        self.stop();
+    }
+
     /// Insists that nothing of any container is left: processes, mounts, cgroups, bundles, ingests, sockets.
     #[track_caller]
     pub fn assert_nothing_leaked(&self) {

@@ -21,7 +21,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-metadata", &["gantry-types"]),
     ("gantry-registry", &["gantry-types"]),
     ("gantry-shims", &["gantry-types", "gantry-ttrpc", "gantry-mount"]),
-    ("gantry-engine", &["gantry-types", "gantry-spec", "gantry-ttrpc", "gantry-mount", "gantry-layer", "gantry-snapshots", "gantry-content", "gantry-metadata", "gantry-registry", "gantry-shims"]),
+    (
+        "gantry-engine",
+        &[
+            "gantry-types",
+            "gantry-spec",
+            "gantry-ttrpc",
+            "gantry-mount",
+            "gantry-layer",
+            "gantry-snapshots",
+            "gantry-content",
+            "gantry-metadata",
+            "gantry-registry",
+            "gantry-shims",
+        ],
+    ),
     ("gantry-daemon", &["gantry-types", "gantry-api", "gantry-ttrpc", "gantry-engine"]),
     ("gantry-client", &["gantry-types", "gantry-spec", "gantry-api"]),
     ("gctr", &["gantry-types", "gantry-client"]),
@@ -52,14 +66,18 @@ struct Graph {
 impl Graph {
     fn read() -> Graph {
         let manifest = source_root().join("Cargo.toml");
-        let text = run("cargo", &["metadata", "--format-version=1", "--locked", "--manifest-path", &manifest.to_string_lossy()]);
+        let text = run(
+            "cargo",
+            &["metadata", "--format-version=1", "--locked", "--manifest-path", &manifest.to_string_lossy()],
+        );
         let metadata: Value = serde_json::from_str(&text).expect("cargo prints JSON");
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let all = list(&metadata["packages"]);
         let names = all.iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
         let ours: BTreeSet<String> = list(&metadata["workspace_members"]).iter().map(&text).collect();
-        let packages = all.iter().filter(|p| ours.contains(&text(&p["id"]))).map(|p| (text(&p["name"]), p.clone())).collect();
+        let packages =
+            all.iter().filter(|p| ours.contains(&text(&p["id"]))).map(|p| (text(&p["name"]), p.clone())).collect();
         let normal = |dep: &Value| list(&dep["dep_kinds"]).iter().any(|k| k["kind"].is_null());
         let edges = |node: &Value| list(&node["deps"]).iter().filter(|d| normal(d)).map(|d| text(&d["pkg"])).collect();
         let resolved = list(&metadata["resolve"]["nodes"]).iter().map(|n| (text(&n["id"]), edges(n))).collect();
@@ -112,7 +130,21 @@ fn heavy_libraries_stay_where_they_belong() {
 fn the_shim_links_nothing_heavy() {
     // Resolved for the shim alone: in the whole workspace, features that others ask for would be counted in.
     for name in ["gantry-task", "gantry-runtime"] {
-        let tree = run("cargo", &["tree", "--locked", "-e", "normal", "--prefix", "none", "-p", name, "--target", "x86_64-unknown-linux-musl"]);
+        let tree = run(
+            "cargo",
+            &[
+                "tree",
+                "--locked",
+                "-e",
+                "normal",
+                "--prefix",
+                "none",
+                "-p",
+                name,
+                "--target",
+                "x86_64-unknown-linux-musl",
+            ],
+        );
         let linked: BTreeSet<&str> = tree.lines().filter_map(|l| l.split(' ').next()).collect();
         let heavy: Vec<_> = NOT_IN_THE_SHIM.iter().filter(|l| linked.contains(**l)).collect();
         assert!(heavy.is_empty(), "{name} links {heavy:?}");
@@ -160,7 +192,11 @@ fn only_binaries_read_the_environment() {
     for top in ["proto", "snapshotter", "server"] {
         each_source(&root.join(top), &mut |path, text| {
             let place = path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
-            let binary = place.ends_with("main.rs") || place.ends_with("build.rs") || place.contains("/examples/") || place.contains("/tests/") || place.contains("/bin/");
+            let binary = place.ends_with("main.rs")
+                || place.ends_with("build.rs")
+                || place.contains("/examples/")
+                || place.contains("/tests/")
+                || place.contains("/bin/");
             let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();
             if !binary && (shipped.contains("env::var") || shipped.contains("env::args")) {
                 offenders.push(place);

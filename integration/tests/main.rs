@@ -1,4 +1,8 @@
 //! The end-to-end tests: one file a feature. Run as root by `integration/test`, one at a time.
 
+mod ctr_images;
+mod ctr_run;
 mod descriptors;
+mod gctr;
 mod layering;
+mod restart;
