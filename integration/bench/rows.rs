@@ -74,7 +74,7 @@ fn import_debian(pair: &Pair) -> Pairs {
 fn fetch_debian(pair: &Pair, fetch: impl Fn(&Daemon)) -> Pairs {
     let mut values = Vec::new();
     for n in 0..6 {
-        let mut once = |daemon: &Daemon| {
+        let once = |daemon: &Daemon| {
             let took = timed(|| fetch(daemon)).as_secs_f64() * 1000.0;
             daemon.ctr(&["images", "rm", "--sync", &pair.debian]).ok();
             took

@@ -1,5 +1,7 @@
 //! The end-to-end tests: one file a feature. Run as root by `integration/test`, one at a time.
 
+#![allow(clippy::expect_used)]
+
 mod ctr_images;
 mod ctr_run;
 mod descriptors;
