@@ -118,12 +118,13 @@ impl Walk<'_> {
         }
         let (old_ns, new_ns) = (old.st_mtime_nsec, new.st_mtime_nsec);
         let differs = match dirs::file_type(new) {
-            FileType::Directory => self.options.times == Times::Nanoseconds && old_ns != new_ns,
             // Unpacking may have cut off the nanoseconds.
             FileType::RegularFile if old.st_size == new.st_size && (old_ns == 0 || new_ns == 0) => {
                 !pair.same_content()?
             }
             FileType::RegularFile => old.st_size != new.st_size || old_ns != new_ns,
+            _ if self.options.times == Times::Nanoseconds && old_ns != new_ns => true,
+            FileType::Directory => false,
             FileType::Symlink => !pair.same_target()?,
             _ => old.st_rdev != new.st_rdev,
         };
