@@ -11,12 +11,8 @@ mod table;
 
 use gantry_integration::Lab;
 use gantry_integration::daemon::{Daemon, Peer};
-use gantry_integration::images::{Image, busybox_root, debian_root};
+use gantry_integration::images::{DEBIAN, Image, busybox_root, debian_root};
 use gantry_integration::registry::DockerRegistry;
-
-/// Debian packages that make the layer of real files.
-const PACKAGES: &[&str] =
-    &["perl-modules-5.36", "libicu72", "git", "vim-runtime", "python3.11-minimal", "libpython3.11-stdlib", "locales"];
 
 /// Both daemons, with the same images in both.
 pub struct Pair {
@@ -35,7 +31,7 @@ fn main() {
     let ours = Daemon::start_with(&lab, Peer::Gantry, "", &[]);
     let theirs = Daemon::start_with(&lab, Peer::Containerd, "", &[]);
     let busybox = Image::new(&lab, "busybox").layer(&busybox_root(&lab)).push(&registry.host(), "busybox");
-    let debian = Image::new(&lab, "debian").layer(&debian_root(&lab, PACKAGES)).push(&registry.host(), "debian");
+    let debian = Image::new(&lab, "debian").layer(&debian_root(&lab, DEBIAN)).push(&registry.host(), "debian");
     let archive = lab.path("debian.tar").to_string_lossy().into_owned();
     for daemon in [&ours, &theirs] {
         daemon.ctr(&["images", "pull", "--plain-http", &busybox]).ok();

@@ -39,6 +39,10 @@ pub struct Image {
     config: Value,
 }
 
+/// Debian packages whose unpacked files make a layer of real files, about 200 MB.
+pub const DEBIAN: &[&str] =
+    &["perl-modules-5.36", "libicu72", "git", "vim-runtime", "python3.11-minimal", "libpython3.11-stdlib", "locales"];
+
 /// Directory with one static busybox and links for its applets, as an image root has them.
 pub fn busybox_root(lab: &Lab) -> PathBuf {
     let root = lab.path("busybox-root");

@@ -2,9 +2,11 @@
 
 #![allow(clippy::expect_used)]
 
+mod crash;
 mod ctr_images;
 mod ctr_run;
 mod descriptors;
 mod gctr;
 mod layering;
 mod restart;
+mod trees;

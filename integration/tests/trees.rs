@@ -1,0 +1,110 @@
+//! The same image unpacked by us and by containerd is the same tree, to the last bit of metadata.
+
+use std::path::Path;
+
+use gantry_integration::daemon::Peer;
+use gantry_integration::images::{DEBIAN, Image, Packing, busybox_root, debian_root, digest_of};
+use gantry_integration::lab::run;
+use gantry_integration::registry::DockerRegistry;
+use gantry_integration::{Daemon, Lab};
+
+/// Names, types, modes, owners, sizes, times to the nanosecond, link counts and targets, a line an entry.
+fn listing(root: &Path) -> String {
+    let format = "%P\t%y\t%m\t%U:%G\t%s\t%T@\t%n\t%l\n";
+    let text = run("find", &[&root.to_string_lossy(), "-mindepth", "1", "-not", "-type", "d", "-printf", format]);
+    let directories = "%P\t%y\t%m\t%U:%G\t%T@\n";
+    let text = text + &run("find", &[&root.to_string_lossy(), "-mindepth", "1", "-type", "d", "-printf", directories]);
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+/// Digest of everything a tar can say of a tree: contents, hard links, extended attributes too.
+fn fingerprint(lab: &Lab, root: &Path, name: &str) -> String {
+    let tar = lab.path(&format!("{name}.fingerprint"));
+    let args = [
+        "--create",
+        "--file",
+        &tar.to_string_lossy(),
+        "--directory",
+        &root.to_string_lossy(),
+        "--sort=name",
+        "--numeric-owner",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--format=posix",
+        "--pax-option=delete=atime,delete=ctime",
+        ".",
+    ];
+    run("tar", &args);
+    let digest = digest_of(&tar);
+    std::fs::remove_file(&tar).expect("remove what was just made");
+    digest
+}
+
+fn mounted(lab: &Lab, daemon: &Daemon, image: &str, name: &str) -> (String, String) {
+    let root = lab.path(&format!("{name}-root"));
+    std::fs::create_dir_all(&root).expect("make a directory");
+    let place = root.to_string_lossy().into_owned();
+    daemon.ctr(&["images", "mount", image, &place]).ok();
+    let seen = (listing(&root), fingerprint(lab, &root, name));
+    daemon.ctr(&["images", "unmount", "--rm", &place]).ok();
+    seen
+}
+
+#[test]
+fn debian_files_unpacked_by_us_and_by_containerd_are_identical_trees() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let (ours, theirs) = (Daemon::start(&lab), Daemon::start_with(&lab, Peer::Containerd, "", &[]));
+    let debian = debian_root(&lab, DEBIAN);
+    let special = special_root(&lab);
+    for (name, packing) in [("trees-gzip", Packing::Gzip), ("trees-zstd", Packing::Zstd)] {
+        let image = Image::new(&lab, name).layer(&busybox_root(&lab)).layer(&debian).layer(&special).packing(packing);
+        let image = image.push(&registry.host(), name);
+        for daemon in [&ours, &theirs] {
+            daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+        }
+        let (our_list, our_print) = mounted(&lab, &ours, &image, "ours");
+        let (their_list, their_print) = mounted(&lab, &theirs, &image, "theirs");
+        assert!(our_list.lines().count() > 3000, "only {} entries", our_list.lines().count());
+        for (a, b) in our_list.lines().zip(their_list.lines()) {
+            assert_eq!(a, b, "ours is left, containerd's right");
+        }
+        assert_eq!(our_print, their_print, "contents, hard links or extended attributes differ");
+    }
+    ours.assert_nothing_leaked();
+    ours.stop_clean();
+}
+
+/// What Debian packages lack: set-id bits, devices, pipes, attributes, odd names, whiteouts, an opaque directory.
+fn special_root(lab: &Lab) -> std::path::PathBuf {
+    let root = lab.path("special-root");
+    std::fs::create_dir_all(&root).expect("make a directory");
+    let script = r#"
+        mkdir -p 'a b/ü' bin etc usr/share/perl opt deep/1/2/3
+        echo x >'a b/ü/file with
+newline'
+        echo s >opt/setuid && chmod 4755 opt/setuid
+        echo s >opt/setgid && chmod 2755 opt/setgid && chown 33:34 opt/setgid
+        mkdir opt/sticky && chmod 1777 opt/sticky
+        mkfifo opt/pipe
+        mknod opt/char c 1 3 && mknod opt/block b 7 0
+        ln opt/setuid opt/hard && ln -s /nowhere opt/dangling && ln -s ../opt opt/loop
+        truncate -s 3M opt/sparse && printf end >>opt/sparse
+        touch -d '2001-02-03 04:05:06.789012345' opt/old
+        touch -d '1960-01-01' opt/before
+        chown 4294967294:99999 opt/old
+        python3 - <<'P'
+import os
+os.setxattr('opt/old', 'user.colour', b'red\x00blue')
+os.setxattr('opt/setuid', 'security.capability', bytes.fromhex('0100000200040000000000000000000000000000'))
+P
+        : >bin/.wh.vi
+        : >usr/share/perl/.wh..wh..opq
+        echo new >usr/share/perl/only-this
+        n=$(printf 'x%.0s' $(seq 1 120)); mkdir -p "$n/$n" && echo long >"$n/$n/$n"
+    "#;
+    run("sh", &["-ec", &format!("cd '{}'; {script}", root.display())]);
+    root
+}
