@@ -1,1 +1,17 @@
-//! gantryd: configuration, wiring and the gRPC services
+//! The daemon `gantryd`: its configuration, the wiring of the engine to its sockets, and the gRPC services.
+//!
+//! A service decodes, calls the engine and encodes; what a call does is decided there. Deliberately reads neither argv
+//! nor the environment, and installs neither signal handlers nor a logger: `main.rs` does.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod config;
+mod grpc;
+mod identity;
+pub mod notify;
+pub mod oom;
+mod plugins;
+mod scope;
+mod socket;
+mod status;
+mod streams;

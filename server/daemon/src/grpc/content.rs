@@ -1,0 +1,146 @@
+//! `containerd.services.content.v1`, except the conversation of a write.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use gantry_api::convert::{labels_from_wire, time_to_wire};
+use gantry_api::pb::containerd::services::content::v1 as wire;
+use gantry_api::pb::containerd::services::content::v1::content_server::Content;
+use gantry_engine::content::{CHUNK, Info, ReaderAt, Status};
+use tonic::{Request, Response, Streaming, async_trait};
+
+use super::decode::{digest, filter, paths, required, signed};
+use super::{Answers, Reply, Services, write};
+use crate::{scope, status};
+
+/// How many blobs one message of a listing describes.
+const LIST_BATCH: usize = 100;
+
+#[async_trait]
+impl Content for Services {
+    async fn info(&self, request: Request<wire::InfoRequest>) -> Reply<wire::InfoResponse> {
+        let scope = scope::of(&request)?;
+        let digest = digest(&request.get_ref().digest)?;
+        let info = self.engine.content.info(&scope, &digest).await.map_err(status::of)?;
+        Ok(Response::new(wire::InfoResponse { info: Some(info_to_wire(info)) }))
+    }
+
+    async fn update(&self, request: Request<wire::UpdateRequest>) -> Reply<wire::UpdateResponse> {
+        let scope = scope::of(&request)?;
+        let request = request.into_inner();
+        let wanted = required(request.info, "info")?;
+        let digest = digest(&wanted.digest)?;
+        let labels = labels_from_wire(wanted.labels).map_err(status::of)?;
+        let fields = paths(request.update_mask);
+        let info = self.engine.content.update(&scope, &digest, labels, &fields).await.map_err(status::of)?;
+        Ok(Response::new(wire::UpdateResponse { info: Some(info_to_wire(info)) }))
+    }
+
+    type ListStream = Answers<wire::ListContentResponse>;
+
+    async fn list(&self, request: Request<wire::ListContentRequest>) -> Reply<Self::ListStream> {
+        let scope = scope::of(&request)?;
+        let filter = filter(&request.get_ref().filters)?;
+        let infos = self.engine.content.list(&scope, &filter).await.map_err(status::of)?;
+        let batches = stream::iter(infos).map(info_to_wire).chunks(LIST_BATCH);
+        Ok(Response::new(batches.map(|info| Ok(wire::ListContentResponse { info })).boxed()))
+    }
+
+    async fn delete(&self, request: Request<wire::DeleteContentRequest>) -> Reply<()> {
+        let scope = scope::of(&request)?;
+        let digest = digest(&request.get_ref().digest)?;
+        self.engine.content.delete(&scope, &digest).await.map_err(status::of)?;
+        Ok(Response::new(()))
+    }
+
+    type ReadStream = Answers<wire::ReadContentResponse>;
+
+    async fn read(&self, request: Request<wire::ReadContentRequest>) -> Reply<Self::ReadStream> {
+        let scope = scope::of(&request)?;
+        let request = request.into_inner();
+        let digest = digest(&request.digest)?;
+        let blob = self.engine.content.reader(&scope, &digest).await.map_err(status::of)?;
+        let size = blob.size();
+        let start = u64::try_from(request.offset).unwrap_or(0);
+        if start > size {
+            return Err(tonic::Status::out_of_range(format!("read past object length {size} bytes")));
+        }
+        let wanted = u64::try_from(request.size).ok().filter(|&n| n > 0).unwrap_or(u64::MAX);
+        let end = start.saturating_add(wanted).min(size);
+        Ok(Response::new(pieces(blob, start, end)))
+    }
+
+    async fn status(&self, request: Request<wire::StatusRequest>) -> Reply<wire::StatusResponse> {
+        let scope = scope::of(&request)?;
+        let found = self.engine.content.status(&scope, &request.get_ref().r#ref).await.map_err(status::of)?;
+        Ok(Response::new(wire::StatusResponse { status: Some(status_to_wire(found)) }))
+    }
+
+    async fn list_statuses(&self, request: Request<wire::ListStatusesRequest>) -> Reply<wire::ListStatusesResponse> {
+        let scope = scope::of(&request)?;
+        let filter = filter(&request.get_ref().filters)?;
+        let all = self.engine.content.statuses(&scope, &filter).await.map_err(status::of)?;
+        Ok(Response::new(wire::ListStatusesResponse { statuses: all.into_iter().map(status_to_wire).collect() }))
+    }
+
+    type WriteStream = Answers<wire::WriteContentResponse>;
+
+    async fn write(&self, request: Request<Streaming<wire::WriteContentRequest>>) -> Reply<Self::WriteStream> {
+        let scope = scope::of(&request)?;
+        Ok(Response::new(write::converse(self.engine.content.clone(), scope, request.into_inner())))
+    }
+
+    async fn abort(&self, request: Request<wire::AbortRequest>) -> Reply<()> {
+        let scope = scope::of(&request)?;
+        self.engine.content.abort(&scope, &request.get_ref().r#ref).await.map_err(status::of)?;
+        Ok(Response::new(()))
+    }
+}
+
+/// The bytes from `start` to `end`, a chunk a message; one chunk is read while another is sent. Offsets on the wire
+/// count from `start`.
+fn pieces(blob: Arc<dyn ReaderAt>, start: u64, end: u64) -> Answers<wire::ReadContentResponse> {
+    let offsets = (start..end).step_by(CHUNK);
+    let read = move |offset: u64| {
+        let blob = Arc::clone(&blob);
+        let len = usize::try_from(end - offset).map_or(CHUNK, |left| left.min(CHUNK));
+        async move {
+            let data = blob.read_at(offset, len).await.map_err(status::of)?;
+            whole(data, len).map(|data| wire::ReadContentResponse { offset: signed(offset - start), data })
+        }
+    };
+    stream::iter(offsets).map(read).buffered(2).boxed()
+}
+
+fn whole(data: Bytes, len: usize) -> Result<Bytes, tonic::Status> {
+    if data.len() == len {
+        Ok(data)
+    } else {
+        Err(tonic::Status::data_loss(format!(
+            "the blob is shorter than recorded: {} bytes instead of {len}",
+            data.len()
+        )))
+    }
+}
+
+fn info_to_wire(info: Info) -> wire::Info {
+    wire::Info {
+        digest: info.digest.to_string(),
+        size: signed(info.size),
+        created_at: Some(time_to_wire(info.created)),
+        updated_at: Some(time_to_wire(info.updated)),
+        labels: info.labels,
+    }
+}
+
+fn status_to_wire(status: Status) -> wire::Status {
+    wire::Status {
+        started_at: Some(time_to_wire(status.started)),
+        updated_at: Some(time_to_wire(status.updated)),
+        r#ref: status.reference,
+        offset: signed(status.offset),
+        total: status.total.map(signed).unwrap_or_default(),
+        expected: status.expected.map(|digest| digest.to_string()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,110 @@
+//! From a call's headers to the [`Scope`] it runs in.
+
+use std::time::{Duration, Instant};
+
+use gantry_types::{Id, Namespace, Scope};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
+
+use crate::status;
+
+const NAMESPACE: &str = "containerd-namespace";
+const LEASE: &str = "containerd-lease";
+const TIMEOUT: &str = "grpc-timeout";
+
+/// The scope of a call.
+///
+/// # Errors
+/// `FailedPrecondition` without a namespace, `InvalidArgument` where namespace or lease are no identifiers.
+pub(crate) fn of<T>(request: &Request<T>) -> Result<Scope, Status> {
+    of_headers(request.metadata())
+}
+
+fn of_headers(headers: &MetadataMap) -> Result<Scope, Status> {
+    let namespace = namespace(headers)?.ok_or_else(|| Status::failed_precondition("namespace is required"))?;
+    let lease = match text(headers, LEASE) {
+        Some(lease) if !lease.is_empty() => Some(lease.parse::<Id>().map_err(status::of)?),
+        _ => None,
+    };
+    let deadline = text(headers, TIMEOUT).and_then(timeout).and_then(|left| Instant::now().checked_add(left));
+    Ok(Scope { namespace, lease, deadline })
+}
+
+/// The namespace, for calls that can do without.
+fn namespace(headers: &MetadataMap) -> Result<Option<Namespace>, Status> {
+    match text(headers, NAMESPACE) {
+        Some(name) if !name.is_empty() => name.parse().map(Some).map_err(status::of),
+        _ => Ok(None),
+    }
+}
+
+fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Reads `grpc-timeout`: up to eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> MetadataMap {
+        let mut map = MetadataMap::new();
+        for (name, value) in pairs {
+            map.insert(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn a_call_without_a_namespace_fails_its_precondition() {
+        for without in [headers(&[]), headers(&[(NAMESPACE, "")])] {
+            assert_eq!(of_headers(&without).unwrap_err().code(), Code::FailedPrecondition);
+        }
+    }
+
+    #[test]
+    fn what_is_no_identifier_is_refused() {
+        for bad in [headers(&[(NAMESPACE, "../x")]), headers(&[(NAMESPACE, "a"), (LEASE, "b/c")])] {
+            assert_eq!(of_headers(&bad).unwrap_err().code(), Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn namespace_lease_and_deadline_are_read() {
+        let before = Instant::now();
+        let scope = of_headers(&headers(&[(NAMESPACE, "a"), (LEASE, "b"), (TIMEOUT, "2S")])).unwrap();
+        assert_eq!((scope.namespace.as_str(), scope.lease.as_deref()), ("a", Some("b")));
+        let left = scope.deadline.unwrap() - before;
+        assert!(left >= Duration::from_secs(2) && left < Duration::from_secs(3), "{left:?}");
+    }
+
+    #[test]
+    fn every_unit_of_the_timeout_is_known_and_nonsense_means_none() {
+        let cases = [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5), ("6000000n", 6)];
+        for (text, milliseconds) in cases {
+            assert_eq!(timeout(text), Some(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "S", "1", "-1S", "123456789S", "1ä", "1X"] {
+            assert_eq!(timeout(text), None, "{text}");
+        }
+    }
+}
