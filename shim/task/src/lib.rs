@@ -1,1 +1,31 @@
-//! containerd-shim-gantry-v1: holds one container and is the truth about it
+//! `containerd-shim-gantry-v1`: the process that holds a container, and is the truth about it.
+//!
+//! One thread around epoll: [`serve`] waits, [`service`] decodes, [`supervisor`] decides and acts, [`task`] knows which
+//! step is legal. Started by [`start`] (verb `start`), cleared up after by [`delete`] (verb `delete`).
+//! Deliberately knows nothing of images, snapshots, networks or the daemon's records: it is given a bundle.
+
+pub mod args;
+pub mod bootstrap;
+pub mod bundle;
+pub mod console;
+pub mod copy;
+pub mod delete;
+pub mod error;
+pub mod events;
+pub mod info;
+pub mod io;
+pub mod log;
+pub mod logger;
+pub mod oci;
+pub mod poll;
+pub mod reaper;
+pub mod runtime;
+pub mod serve;
+pub mod service;
+pub mod start;
+pub mod stats;
+pub mod supervisor;
+pub mod sys;
+pub mod task;
+
+pub use error::Error;

@@ -1,0 +1,75 @@
+//! The flags `-v` and `-info`: what this runtime is.
+
+use std::io::Read;
+
+use gantry_ttrpc::pb::containerd::types::{RuntimeInfo, RuntimeVersion};
+use prost::Message;
+use prost_types::Any;
+
+use crate::Error;
+
+/// Type under which containerd carries an OCI features document.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+/// Longest message on stdin.
+const MAX_STDIN: u64 = 4 << 20;
+
+/// Answers `-info`: an encoded `RuntimeInfo`. The options on stdin are given back as they came.
+///
+/// # Errors
+/// When stdin cannot be read.
+pub fn run() -> Result<Vec<u8>, Error> {
+    let mut stdin = Vec::new();
+    let reading = std::io::stdin().lock().take(MAX_STDIN).read_to_end(&mut stdin);
+    reading.map_err(|error| Error::system("read stdin", error))?;
+    Ok(describe(&stdin).encode_to_vec())
+}
+
+/// Answers `-v`.
+pub fn version() -> String {
+    format!("containerd-shim-gantry-v1:\n  Version: {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn describe(stdin: &[u8]) -> RuntimeInfo {
+    let options = Any::decode(stdin).ok().filter(|any| !any.type_url.is_empty());
+    RuntimeInfo {
+        name: "io.containerd.gantry.v1".to_owned(),
+        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), revision: String::new() }),
+        options,
+        features: Some(Any { type_url: FEATURES.to_owned(), value: features() }),
+        annotations: std::collections::BTreeMap::new(),
+    }
+}
+
+/// An OCI features document (runtime-spec, features.md).
+fn features() -> Vec<u8> {
+    let document = serde_json::json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "seccomp": {"enabled": true},
+            "apparmor": {"enabled": true},
+            "selinux": {"enabled": true},
+            "mountExtensions": {"idmap": {"enabled": true}},
+        },
+    });
+    document.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_given_back_and_features_are_json() {
+        let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![1, 2] };
+        let info = describe(&options.encode_to_vec());
+        assert_eq!(info.options, Some(options));
+        let features = info.features.unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&features.value).unwrap();
+        assert_eq!(document["ociVersionMax"], "1.3.0");
+        assert_eq!(describe(b"").options, None);
+    }
+}

@@ -1,0 +1,36 @@
+//! `containerd-shim-gantry-v1`: see the library's page.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use gantry_task::args::{Args, Verb};
+use gantry_task::{Error, delete, info, serve, start};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(output) => print(&output),
+        Err(error) => {
+            // The daemon shows this text to its client.
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<Vec<u8>, Error> {
+    let args = Args::parse(std::env::args().skip(1))?;
+    match args.verb {
+        Verb::Start => start::run(&args),
+        Verb::Delete => delete::run(&args),
+        Verb::Serve => serve::run(&args).map(|()| Vec::new()),
+        Verb::Info => info::run(),
+        Verb::Version => Ok(info::version().into_bytes()),
+    }
+}
+
+fn print(output: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

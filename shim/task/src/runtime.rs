@@ -1,0 +1,259 @@
+//! What holds a container: the built-in runtime, or an OCI runtime's command line. One face for both.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use gantry_runtime::spec::ConsoleSize;
+use gantry_runtime::{
+    CgroupDriver, Container, CreateOptions, ExecOptions, Gate, OomWatch, Process, Resources, Spec, Stats, Stdio,
+};
+use gantry_ttrpc::pb::containerd::runc::v1::Options;
+use gantry_types::Mount;
+
+use crate::bundle::{Bundle, Record};
+use crate::oci::CommandLine;
+use crate::{Error, bundle};
+
+/// A container and how it is driven.
+#[derive(Debug)]
+pub enum Runtime {
+    /// By the library in this process.
+    Builtin(Box<Container>),
+    /// By a program with runc's command line.
+    Command(Box<CommandLine>),
+}
+
+/// The standard streams of a new process.
+#[derive(Clone, Copy, Debug)]
+pub enum ProcessIo<'a> {
+    /// These; none is the null device.
+    Fds([Option<BorrowedFd<'a>>; 3]),
+    /// A terminal.
+    Terminal,
+}
+
+/// A container that was just made.
+#[derive(Debug)]
+pub struct Created {
+    /// How it is driven.
+    pub runtime: Runtime,
+    /// Its first process.
+    pub pid: i32,
+    /// The master of its terminal.
+    pub console: Option<OwnedFd>,
+}
+
+/// A further process that was just made.
+#[derive(Debug)]
+pub struct Executed {
+    /// Its id on the host.
+    pub pid: i32,
+    /// The master of its terminal.
+    pub console: Option<OwnedFd>,
+}
+
+/// What to make a container of.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its bundle.
+    pub bundle: &'a Bundle,
+    /// Its configuration.
+    pub spec: &'a Spec,
+    /// Mounts that make its root file system.
+    pub mounts: &'a [Mount],
+    /// Its first process's streams.
+    pub io: ProcessIo<'a>,
+    /// The client's options.
+    pub options: &'a Options,
+}
+
+impl Runtime {
+    /// Makes a container whose first process waits for [`Runtime::start`]. How is stored in the bundle before.
+    ///
+    /// # Errors
+    /// The runtime's; nothing is left behind.
+    pub fn create(wanted: Wanted<'_>) -> Result<Created, Error> {
+        let command = command(wanted.options, wanted.namespace);
+        wanted.bundle.write_record(&Record { id: wanted.id.to_owned(), command: command.clone() })?;
+        match command {
+            None => create_builtin(wanted),
+            Some(command) => {
+                let (line, pid, console) = CommandLine::create(command, wanted)?;
+                Ok(Created { runtime: Runtime::Command(Box::new(line)), pid, console })
+            }
+        }
+    }
+
+    /// Lets the first process run its program.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn start(&mut self) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.start().map_err(Error::runtime("start")),
+            Runtime::Command(line) => line.start(),
+        }
+    }
+
+    /// Executes a further process, described by the bytes of a process document.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn exec(&self, exec: &str, process: &[u8], io: ProcessIo<'_>) -> Result<Executed, Error> {
+        match self {
+            Runtime::Builtin(container) => {
+                let process = Process::parse(process).map_err(Error::runtime("exec"))?;
+                let options =
+                    ExecOptions { process: &process, stdio: stdio(io, process.console_size), preserve_fds: 0 };
+                let child = container.exec(options).map_err(Error::runtime("exec"))?;
+                Ok(Executed { pid: child.pid, console: child.console })
+            }
+            Runtime::Command(line) => line.exec(exec, process, io),
+        }
+    }
+
+    /// Signals the first process, or all of them.
+    ///
+    /// # Errors
+    /// The runtime's; `NotFound` when it has ended.
+    pub fn kill(&self, signal: i32, all: bool) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.kill(signal, all).map_err(Error::runtime("kill")),
+            Runtime::Command(line) => line.kill(signal, all),
+        }
+    }
+
+    /// All its processes.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn pids(&self) -> Result<Vec<i32>, Error> {
+        match self {
+            Runtime::Builtin(container) => container.pids().map_err(Error::runtime("ps")),
+            Runtime::Command(line) => line.pids(),
+        }
+    }
+
+    /// Freezes it.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn pause(&mut self) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.pause().map_err(Error::runtime("pause")),
+            Runtime::Command(line) => line.pause(),
+        }
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.resume().map_err(Error::runtime("resume")),
+            Runtime::Command(line) => line.resume(),
+        }
+    }
+
+    /// Changes limits, by the bytes of a resources document.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn update(&mut self, resources: &[u8]) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => {
+                let resources = Resources::parse(resources).map_err(Error::runtime("update"))?;
+                container.update(&resources).map_err(Error::runtime("update"))
+            }
+            Runtime::Command(line) => line.update(resources),
+        }
+    }
+
+    /// What it has used.
+    ///
+    /// # Errors
+    /// The runtime's; not offered for command lines.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        match self {
+            Runtime::Builtin(container) => container.stats().map_err(Error::runtime("stats")),
+            Runtime::Command(_) => Err(Error::Unimplemented("stats of a container that another runtime made")),
+        }
+    }
+
+    /// A watch for out-of-memory kills, where there can be one.
+    pub fn oom_watch(&self) -> Option<OomWatch> {
+        match self {
+            Runtime::Builtin(container) => container.oom_watch().ok(),
+            Runtime::Command(_) => None,
+        }
+    }
+
+    /// Clears away what is left of a container. With `force` its processes are killed first.
+    ///
+    /// # Errors
+    /// The runtime's; may be repeated.
+    pub fn delete(&mut self, force: bool) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.delete(force).map_err(Error::runtime("delete")),
+            Runtime::Command(line) => line.delete(force),
+        }
+    }
+}
+
+/// Clears away a container whose shim is gone, by what its bundle says.
+///
+/// # Errors
+/// The runtime's; may be repeated.
+pub fn purge(bundle: &Bundle) -> Result<(), Error> {
+    let Some(record) = bundle.record()? else { return Ok(()) };
+    match record.command {
+        None => Container::purge(&bundle.state(), &record.id).map_err(Error::runtime("delete")),
+        Some(command) => CommandLine::adopt(command, &record.id, bundle).delete(true),
+    }
+}
+
+fn create_builtin(wanted: Wanted<'_>) -> Result<Created, Error> {
+    let size = wanted.spec.process.as_ref().and_then(|process| process.console_size);
+    let state_dir = wanted.bundle.state();
+    let mut container = Container::create(CreateOptions {
+        id: wanted.id,
+        bundle: wanted.bundle.dir(),
+        state_dir: &state_dir,
+        spec: wanted.spec,
+        rootfs_mounts: wanted.mounts,
+        stdio: stdio(wanted.io, size),
+        cgroup_driver: if wanted.options.systemd_cgroup { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs },
+        no_pivot: wanted.options.no_pivot_root,
+        no_new_keyring: wanted.options.no_new_keyring,
+        preserve_fds: 0,
+        gate: Gate::Socket,
+    })
+    .map_err(Error::runtime("create"))?;
+    let (pid, console) = (container.pid(), container.take_console());
+    Ok(Created { runtime: Runtime::Builtin(Box::new(container)), pid, console })
+}
+
+fn stdio(io: ProcessIo<'_>, size: Option<ConsoleSize>) -> Stdio<'_> {
+    match io {
+        ProcessIo::Fds(fds) => Stdio::Fds(fds),
+        ProcessIo::Terminal => Stdio::Console(size),
+    }
+}
+
+/// The command line that the options ask for; none for the built-in runtime.
+fn command(options: &Options, namespace: &str) -> Option<bundle::Command> {
+    if options.binary_name.is_empty() {
+        return None;
+    }
+    let root = if options.root.is_empty() { "/run/containerd/runc" } else { options.root.as_str() };
+    Some(bundle::Command {
+        program: options.binary_name.clone(),
+        root: Path::new(root).join(namespace),
+        systemd_cgroup: options.systemd_cgroup,
+    })
+}

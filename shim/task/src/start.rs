@@ -1,0 +1,209 @@
+//! The verb `start`: makes the process that serves, away from the daemon, and says where it is reached.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::Deserialize;
+
+use crate::args::Args;
+use crate::bootstrap::{Bootstrap, group};
+use crate::bundle::Bundle;
+use crate::{Error, log, sys};
+
+/// Longest message on stdin.
+const MAX_STDIN: u64 = 4 << 20;
+/// Largest configuration whose annotations are read.
+const MAX_CONFIG: u64 = 16 << 20;
+/// The highest `oom_score_adj`.
+const MAX_OOM_SCORE: i32 = 1000;
+
+/// Starts a serving shim for the bundle in the current directory, or finds the one of its group. Returns what to print.
+///
+/// # Errors
+/// What stands in the way; nothing keeps running then.
+pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
+    let bootstrap = Bootstrap::read(&stdin()?, args)?;
+    let directory = std::env::current_dir().map_err(|error| Error::system("getcwd", error))?;
+    let bundle = Bundle::new(&directory);
+    let group = group(&annotations(&directory)?, &args.id);
+    let socket = bootstrap.socket(args, &group);
+    make_directory(&socket)?;
+    // Two starts of one group must not both find nobody there.
+    let _lock = lock(&socket)?;
+    if !is_alive(&socket) {
+        serve(args, &bootstrap, &bundle, &socket)?;
+    }
+    bundle.write_address(&socket)?;
+    Ok(bootstrap.answer(&socket))
+}
+
+fn serve(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path) -> Result<(), Error> {
+    let listener = listen(socket)?;
+    let spawned = spawn(args, bootstrap, bundle, socket, &listener);
+    match spawned {
+        Ok(pid) => {
+            prefer_for_oom(pid);
+            if let Some(options) = bootstrap.runc_options()
+                && !options.shim_cgroup.is_empty()
+            {
+                join_cgroup(&options.shim_cgroup, pid);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let _ = fs::remove_file(socket);
+            Err(error)
+        }
+    }
+}
+
+/// Its own session, and orphaned as soon as this process ends: nothing ties it to the daemon.
+fn spawn(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path, listener: &OwnedFd) -> Result<u32, Error> {
+    let program = std::env::current_exe().map_err(|error| Error::system("find this program", error))?;
+    let mut command = Command::new(&program);
+    command.args(["-namespace", &args.namespace, "-id", &args.id, "-address", &args.address]);
+    command.arg("-socket").arg(socket);
+    if args.debug {
+        command.arg("-debug");
+    }
+    if !bootstrap.ttrpc_address.is_empty() {
+        command.env("TTRPC_ADDRESS", &bootstrap.ttrpc_address);
+    }
+    command.current_dir(bundle.dir()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_fifo(bundle));
+    sys::detach(&mut command, &[listener.as_fd()]);
+    let child = command.spawn().map_err(|error| Error::file("execute", &program, error))?;
+    Ok(child.id())
+}
+
+fn stdin() -> Result<Vec<u8>, Error> {
+    let stdin = io::stdin();
+    let mut bytes = Vec::new();
+    if !stdin.is_terminal() {
+        stdin.lock().take(MAX_STDIN).read_to_end(&mut bytes).map_err(|error| Error::system("read stdin", error))?;
+    }
+    Ok(bytes)
+}
+
+fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>, Error> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let path = bundle.join("config.json");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        // A sandbox's bundle has none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(Error::file("open", &path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_CONFIG).read_to_end(&mut bytes).map_err(|error| Error::file("read", &path, error))?;
+    let config: Config = serde_json::from_slice(&bytes).map_err(|error| Error::file("decode", &path, error))?;
+    Ok(config.annotations.unwrap_or_default())
+}
+
+fn make_directory(socket: &Path) -> Result<(), Error> {
+    let Some(directory) = socket.parent() else { return Ok(()) };
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|error| Error::file("create", directory, error))
+}
+
+fn lock(socket: &Path) -> Result<Flock<File>, Error> {
+    let directory = socket.parent().unwrap_or(Path::new("/"));
+    let file = File::open(directory).map_err(|error| Error::file("open", directory, error))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| Error::file("lock", directory, error))
+}
+
+fn is_alive(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
+}
+
+fn listen(socket: &Path) -> Result<OwnedFd, Error> {
+    let failed = |error| Error::file("listen", socket, error);
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener.into())
+}
+
+/// The fifo that the daemon reads warnings from. It is held by both ends, so that no write fails when the daemon goes.
+fn log_fifo(bundle: &Bundle) -> Stdio {
+    let path = bundle.dir().join("log");
+    let fifo = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    fifo.map_or_else(|_| Stdio::null(), Stdio::from)
+}
+
+/// The kernel shall take the shim before the daemon, by one point. Refusals are no failure: scores only rise unprivileged.
+fn prefer_for_oom(pid: u32) {
+    let daemon = nix::unistd::getppid();
+    let score = fs::read_to_string(format!("/proc/{daemon}/oom_score_adj"));
+    let Some(score) = score.ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), (score + 1).min(MAX_OOM_SCORE).to_string());
+}
+
+/// Puts the shim into a cgroup of the client's choice, in every hierarchy there is.
+fn join_cgroup(name: &str, pid: u32) {
+    let relative = Path::new(name.trim_start_matches('/'));
+    if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        return log::warning("the shim's cgroup is no plain path", &name);
+    }
+    for hierarchy in hierarchies() {
+        let directory = hierarchy.join(relative);
+        let joined =
+            fs::create_dir_all(&directory).and_then(|()| fs::write(directory.join("cgroup.procs"), pid.to_string()));
+        if let Err(error) = joined {
+            log::warning("the shim cannot join its cgroup", &error);
+        }
+    }
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_owned()];
+    }
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let hierarchy =
+        |path: &PathBuf| !path.is_symlink() && path.join("cgroup.procs").exists() && !path.ends_with("cpuset");
+    entries.map(|entry| entry.path()).filter(hierarchy).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_nobody_serves_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let first = listen(&socket).unwrap();
+        assert!(is_alive(&socket));
+        drop(first);
+        assert!(!is_alive(&socket));
+        let second = listen(&socket).unwrap();
+        assert!(is_alive(&socket));
+        drop(second);
+        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn annotations_are_optional_but_broken_configurations_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(annotations(dir.path()).unwrap().is_empty());
+        fs::write(dir.path().join("config.json"), r#"{"annotations":null}"#).unwrap();
+        assert!(annotations(dir.path()).unwrap().is_empty());
+        fs::write(dir.path().join("config.json"), "{").unwrap();
+        assert!(annotations(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,609 @@
+//! The only owner of the shim's tasks: decides by the state machine, acts through the runtime, announces what happened.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use gantry_runtime::spec::{IdMapping, NamespaceKind};
+use gantry_runtime::{OomWatch, Process as ProcessSpec, Spec};
+use gantry_ttrpc::pb::containerd::events as events_pb;
+use gantry_ttrpc::pb::containerd::runc::v1::Options;
+use gantry_ttrpc::pb::containerd::types::Mount as MountPb;
+use gantry_types::{ErrorKind, Id, Mount};
+use nix::sys::signal::Signal;
+
+use crate::bundle::Bundle;
+use crate::copy::Copiers;
+use crate::events::Publisher;
+use crate::io::{Attached, PipeOwner, Prepared, Streams};
+use crate::logger::{Logger, Owner};
+use crate::poll::{Interest, Poller, Token};
+use crate::reaper::{self, Dead};
+use crate::runtime::{ProcessIo, Runtime, Wanted};
+use crate::task::{Exit, Moment, Notice, Phase, Process, Step, Task};
+use crate::{Error, log};
+
+/// Processes of one task that may be executed at once, dead but undeleted ones included.
+const MAX_EXECS: usize = 16 << 10;
+/// How long a created first process may take to die when its task is deleted.
+const DYING: Duration = Duration::from_secs(5);
+/// How long a logger may go on after the end of its input.
+const LOGGER_GRACE: Duration = Duration::from_secs(10);
+
+/// Who waits for an answer: a connection and a stream on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Number of the connection.
+    pub connection: u32,
+    /// Stream of the call.
+    pub stream: u32,
+}
+
+/// An answer to somebody who waited for a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waited {
+    /// Who.
+    pub caller: Caller,
+    /// What for.
+    pub exit: Exit,
+}
+
+/// A container that is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct CreateTask {
+    /// Its id.
+    pub id: String,
+    /// Its bundle's directory.
+    pub bundle: String,
+    /// Mounts that make its root file system.
+    pub rootfs: Vec<MountPb>,
+    /// Streams of its first process.
+    pub streams: Streams,
+    /// Options of the runtime.
+    pub options: Options,
+}
+
+/// What is known of a process, for State.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// Its life.
+    pub process: Process,
+    /// Its streams.
+    pub streams: &'a Streams,
+    /// Its container's bundle.
+    pub bundle: &'a Bundle,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    streams: Streams,
+    attached: Attached,
+    /// The process document of an execution that was not started yet.
+    document: Vec<u8>,
+    waiting: Vec<Caller>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    task: Task,
+    bundle: Bundle,
+    runtime: Runtime,
+    /// Members by execution; the first process is the empty name.
+    members: BTreeMap<String, Member>,
+    oom: Option<(u32, OomWatch)>,
+    owns_pid_namespace: bool,
+    owner: PipeOwner,
+}
+
+/// The tasks of this shim.
+#[derive(Debug)]
+pub struct Supervisor {
+    poller: Rc<Poller>,
+    namespace: String,
+    entries: BTreeMap<String, Entry>,
+    by_pid: BTreeMap<i32, (String, String)>,
+    loggers: BTreeMap<i32, Option<Instant>>,
+    next_watch: u32,
+    shutting_down: bool,
+    /// Copiers of all streams.
+    pub copiers: Copiers,
+    /// Where events go.
+    pub publisher: Publisher,
+    /// Answers for those who waited; the loop delivers them.
+    pub waited: Vec<Waited>,
+}
+
+impl Supervisor {
+    /// A supervisor without tasks.
+    pub fn new(poller: Rc<Poller>, namespace: String, publisher: Publisher) -> Supervisor {
+        Supervisor {
+            copiers: Copiers::new(Rc::clone(&poller)),
+            poller,
+            namespace,
+            entries: BTreeMap::new(),
+            by_pid: BTreeMap::new(),
+            loggers: BTreeMap::new(),
+            next_watch: 0,
+            shutting_down: false,
+            publisher,
+            waited: Vec::new(),
+        }
+    }
+
+    /// Makes a container; its first process waits for start. Returns its process id.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, what is wrong with the configuration or streams, or the runtime's error; nothing is left behind.
+    pub fn create(&mut self, wanted: CreateTask) -> Result<i32, Error> {
+        wanted.id.parse::<Id>().map_err(|error| Error::usage(error.to_string()))?;
+        if self.entries.contains_key(&wanted.id) {
+            return Err(Error::refused(ErrorKind::AlreadyExists, format!("task {} exists already", wanted.id)));
+        }
+        let bundle = Bundle::new(&wanted.bundle);
+        let spec = Spec::load(bundle.dir()).map_err(Error::runtime("create"))?;
+        let options = &wanted.options;
+        let owner = pipe_owner(&spec, options);
+        let prepared = Prepared::open(&wanted.streams, Owner { id: &wanted.id, namespace: &self.namespace }, owner)?;
+        let mounts: Vec<Mount> = wanted.rootfs.iter().map(mount).collect();
+        let io = if wanted.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) };
+        let request = Wanted {
+            id: &wanted.id,
+            namespace: &self.namespace,
+            bundle: &bundle,
+            spec: &spec,
+            mounts: &mounts,
+            io,
+            options,
+        };
+        let created = match Runtime::create(request) {
+            Ok(created) => created,
+            Err(error) => {
+                self.abandon(prepared);
+                return Err(error);
+            }
+        };
+        let owns_pid_namespace = spec.has_new(NamespaceKind::Pid);
+        drop(spec);
+        let attached = prepared.attach(created.console, &mut self.copiers)?;
+        self.adopt_logger(&attached);
+        self.by_pid.insert(created.pid, (wanted.id.clone(), String::new()));
+        if let Err(error) = bundle.write_pid(created.pid) {
+            log::warning("init.pid cannot be written", &error);
+        }
+        let member = Member { streams: wanted.streams.clone(), attached, ..Member::default() };
+        let entry = Entry {
+            task: Task::created(created.pid),
+            bundle,
+            runtime: created.runtime,
+            members: BTreeMap::from([(String::new(), member)]),
+            oom: None,
+            owns_pid_namespace,
+            owner,
+        };
+        self.announce_create(&wanted, created.pid);
+        self.entries.insert(wanted.id, entry);
+        Ok(created.pid)
+    }
+
+    /// Starts the first process, or an execution. Returns its process id.
+    ///
+    /// # Errors
+    /// The state machine's refusal or the runtime's error.
+    pub fn start(&mut self, id: &str, exec: &str) -> Result<i32, Error> {
+        self.entry(id)?.task.check(Step::Start { exec, pid: 0 })?;
+        let pid = if exec.is_empty() { self.start_init(id)? } else { self.start_exec(id, exec)? };
+        self.step(id, Step::Start { exec, pid })?;
+        Ok(pid)
+    }
+
+    /// Notes that a further process is wanted; `document` is its OCI process.
+    ///
+    /// # Errors
+    /// The state machine's refusal, or what is wrong with the document.
+    pub fn exec(&mut self, id: &str, exec: &str, streams: Streams, document: Vec<u8>) -> Result<(), Error> {
+        let entry = self.entry_mut(id)?;
+        if !exec.is_empty() {
+            exec.parse::<Id>().map_err(|error| Error::usage(error.to_string()))?;
+        }
+        if entry.members.len() > MAX_EXECS {
+            return Err(Error::refused(ErrorKind::ResourceExhausted, "too many executions that were not deleted"));
+        }
+        entry.task.check(Step::Exec { exec })?;
+        ProcessSpec::parse(&document).map_err(Error::runtime("exec"))?;
+        entry.members.insert(exec.to_owned(), Member { streams, document, ..Member::default() });
+        self.step(id, Step::Exec { exec })
+    }
+
+    /// Signals a process; with `all`, every process of the container.
+    ///
+    /// # Errors
+    /// `NotFound` when it has ended, or the runtime's error.
+    pub fn kill(&mut self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), Error> {
+        let entry = self.entry_mut(id)?;
+        entry.task.check_kill(exec)?;
+        let signal = i32::try_from(signal).unwrap_or(-1);
+        if !exec.is_empty() {
+            return signal_process(entry.task.process(exec)?.pid, signal);
+        }
+        entry.runtime.kill(signal, all)?;
+        if signal == libc::SIGKILL && entry.task.process("")?.phase == Phase::Paused {
+            // Version 1 control groups let a frozen process die only once it is thawed.
+            let _ = entry.runtime.resume();
+        }
+        Ok(())
+    }
+
+    /// Forgets an ended process; for the first one clears the container away. A first process that was never started
+    /// is killed.
+    ///
+    /// # Errors
+    /// The state machine's refusal, or the runtime's error: then the task is still there, and delete may be repeated.
+    pub fn delete(&mut self, id: &str, exec: &str) -> Result<Process, Error> {
+        if exec.is_empty() && self.entry(id)?.task.process("")?.phase == Phase::Created {
+            self.end_created(id)?;
+        }
+        let entry = self.entry_mut(id)?;
+        entry.task.check(Step::Delete { exec })?;
+        let process = *entry.task.process(exec)?;
+        if exec.is_empty() {
+            entry.runtime.delete(false)?;
+            let members: Vec<String> = entry.members.keys().cloned().collect();
+            members.iter().for_each(|member| self.forget(id, member));
+            self.step(id, Step::Delete { exec })?;
+            self.entries.remove(id);
+        } else {
+            self.forget(id, exec);
+            self.step(id, Step::Delete { exec })?;
+        }
+        Ok(process)
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// The state machine's refusal or the runtime's error.
+    pub fn pause(&mut self, id: &str) -> Result<(), Error> {
+        let entry = self.entry_mut(id)?;
+        entry.task.check(Step::Pause)?;
+        entry.runtime.pause()?;
+        self.step(id, Step::Pause)
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// The state machine's refusal or the runtime's error.
+    pub fn resume(&mut self, id: &str) -> Result<(), Error> {
+        let entry = self.entry_mut(id)?;
+        entry.task.check(Step::Resume)?;
+        entry.runtime.resume()?;
+        self.step(id, Step::Resume)
+    }
+
+    /// Changes a container's limits; `resources` is an OCI resources document.
+    ///
+    /// # Errors
+    /// `NotFound` or the runtime's error.
+    pub fn update(&mut self, id: &str, resources: &[u8]) -> Result<(), Error> {
+        self.entry_mut(id)?.runtime.update(resources)
+    }
+
+    /// What a container has used.
+    ///
+    /// # Errors
+    /// `NotFound` or the runtime's error.
+    pub fn stats(&self, id: &str) -> Result<gantry_runtime::Stats, Error> {
+        self.entry(id)?.runtime.stats()
+    }
+
+    /// A container's processes, each with the execution it is, if any.
+    ///
+    /// # Errors
+    /// `NotFound` or the runtime's error.
+    pub fn pids(&self, id: &str) -> Result<Vec<(i32, Option<&str>)>, Error> {
+        let entry = self.entry(id)?;
+        let exec = |pid: i32| entry.task.execs().find(|(_, process)| process.pid == pid).map(|(name, _)| name);
+        if entry.task.process("")?.exit().is_some() {
+            return Ok(Vec::new());
+        }
+        Ok(entry.runtime.pids()?.into_iter().map(|pid| (pid, exec(pid))).collect())
+    }
+
+    /// Resizes a process's terminal.
+    ///
+    /// # Errors
+    /// `NotFound`, or that it has no terminal. One that does not run yet or any more is left alone.
+    pub fn resize(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<(), Error> {
+        let entry = self.entry(id)?;
+        let process = entry.task.process(exec)?;
+        match entry.members.get(exec) {
+            Some(member) if process.pid != 0 && process.exit().is_none() => member.attached.resize(width, height),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a process's stdin, after what was sent already.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn close_stdin(&mut self, id: &str, exec: &str) -> Result<(), Error> {
+        let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
+        entry.task.process(exec)?;
+        if let Some(member) = entry.members.get_mut(exec) {
+            member.attached.close_stdin(&mut self.copiers);
+        }
+        Ok(())
+    }
+
+    /// What is known of a process.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn view(&self, id: &str, exec: &str) -> Result<View<'_>, Error> {
+        let entry = self.entry(id)?;
+        let process = *entry.task.process(exec)?;
+        let member = entry.members.get(exec).ok_or_else(not_found)?;
+        Ok(View { process, streams: &member.streams, bundle: &entry.bundle })
+    }
+
+    /// How a process ended; none means that the caller is told when it does.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn wait(&mut self, id: &str, exec: &str, caller: Caller) -> Result<Option<Exit>, Error> {
+        let entry = self.entry_mut(id)?;
+        let exit = entry.task.process(exec)?.exit();
+        if exit.is_none()
+            && let Some(member) = entry.members.get_mut(exec)
+        {
+            member.waiting.push(caller);
+        }
+        Ok(exit)
+    }
+
+    /// A connection is gone: nobody waits there any more.
+    pub fn disconnected(&mut self, connection: u32) {
+        for member in self.entries.values_mut().flat_map(|entry| entry.members.values_mut()) {
+            member.waiting.retain(|caller| caller.connection != connection);
+        }
+    }
+
+    /// Asks the shim to end. Refused silently while there are tasks, as callers expect.
+    pub fn shutdown(&mut self) {
+        self.shutting_down = self.entries.is_empty();
+    }
+
+    /// Whether the shim may end now.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down
+    }
+
+    /// Harvests all children that have ended.
+    pub fn reap(&mut self) {
+        while let Some(dead) = reaper::reap() {
+            self.died(dead);
+        }
+    }
+
+    /// A watch for out-of-memory kills became readable.
+    pub fn oom(&mut self, watch: u32) {
+        let id = self.entries.iter().find(|(_, entry)| entry.oom.as_ref().is_some_and(|(number, _)| *number == watch));
+        if let Some(id) = id.map(|(id, _)| id.clone()) {
+            self.check_oom(&id);
+        }
+    }
+
+    /// When to call [`Supervisor::tick`].
+    pub fn deadline(&self) -> Option<Instant> {
+        self.loggers.values().flatten().chain(self.publisher.deadline().iter()).min().copied()
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Instant) {
+        self.publisher.tick(now);
+        for (&pid, deadline) in &mut self.loggers {
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                Logger { pid }.signal(Signal::SIGKILL);
+                *deadline = None;
+            }
+        }
+    }
+
+    fn start_init(&mut self, id: &str) -> Result<i32, Error> {
+        let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
+        entry.runtime.start()?;
+        // Only from here on: the set-up itself is not worth a notice.
+        if let Some(watch) = entry.runtime.oom_watch() {
+            let number = self.next_watch;
+            self.next_watch = number.wrapping_add(1);
+            if self.poller.add(&watch, Token::Oom(number), Interest::READ).is_ok() {
+                entry.oom = Some((number, watch));
+            }
+        }
+        Ok(entry.task.process("")?.pid)
+    }
+
+    fn start_exec(&mut self, id: &str, exec: &str) -> Result<i32, Error> {
+        let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
+        let member = entry.members.get_mut(exec).ok_or_else(not_found)?;
+        let prepared = Prepared::open(&member.streams, Owner { id, namespace: &self.namespace }, entry.owner)?;
+        let io = if member.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) };
+        let executed = match entry.runtime.exec(exec, &member.document, io) {
+            Ok(executed) => executed,
+            Err(error) => {
+                self.abandon(prepared);
+                return Err(error);
+            }
+        };
+        member.document = Vec::new();
+        self.by_pid.insert(executed.pid, (id.to_owned(), exec.to_owned()));
+        member.attached = prepared.attach(executed.console, &mut self.copiers)?;
+        if let Some(pid) = member.attached.logger_pid() {
+            self.loggers.insert(pid, None);
+        }
+        Ok(executed.pid)
+    }
+
+    fn died(&mut self, dead: Dead) {
+        self.loggers.remove(&dead.pid);
+        let Some((id, exec)) = self.by_pid.remove(&dead.pid) else { return };
+        let exit = Exit { status: dead.status, at: Moment::now() };
+        if exec.is_empty() {
+            self.init_died(&id, exit);
+        }
+        if let Err(error) = self.step(&id, Step::Exit { exec: &exec, exit }) {
+            log::warning("an exit came in no order", &error);
+        }
+        let Some(member) = self.entries.get_mut(&id).and_then(|entry| entry.members.get_mut(&exec)) else { return };
+        member.attached.process_ended(&mut self.copiers);
+        self.waited.extend(member.waiting.drain(..).map(|caller| Waited { caller, exit }));
+    }
+
+    /// Everything that must be so before the end of a first process is announced.
+    fn init_died(&mut self, id: &str, exit: Exit) {
+        self.check_oom(id);
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        if let Err(error) = entry.bundle.write_exit(exit) {
+            log::warning("the exit status cannot be stored", &error);
+        }
+        if !entry.owns_pid_namespace {
+            // Nothing else ends what it left behind.
+            let _ = entry.runtime.kill(libc::SIGKILL, true);
+        }
+        if let Some((_, watch)) = entry.oom.take() {
+            self.poller.remove(std::os::fd::AsFd::as_fd(&watch));
+        }
+    }
+
+    fn check_oom(&mut self, id: &str) {
+        let Some(Entry { oom: Some((_, watch)), .. }) = self.entries.get_mut(id) else { return };
+        if watch.take().is_ok_and(|kills| kills > 0) {
+            self.publisher.publish("/tasks/oom", &events_pb::TaskOom { container_id: id.to_owned() });
+        }
+    }
+
+    fn end_created(&mut self, id: &str) -> Result<(), Error> {
+        self.entry_mut(id)?.runtime.kill(libc::SIGKILL, false)?;
+        let deadline = Instant::now() + DYING;
+        while self.entry(id)?.task.process("")?.exit().is_none() {
+            if Instant::now() > deadline {
+                return Err(Error::refused(ErrorKind::DeadlineExceeded, "the created process does not die"));
+            }
+            self.reap();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    /// Closes what belongs to a process. Called before its end is forgotten.
+    fn forget(&mut self, id: &str, exec: &str) {
+        let member = self.entries.get_mut(id).and_then(|entry| entry.members.remove(exec));
+        let logger = member.and_then(|mut member| member.attached.finish(&mut self.copiers));
+        if let Some(logger) = logger {
+            self.end_logger(&logger);
+        }
+    }
+
+    /// The streams of a process that could not be made.
+    fn abandon(&mut self, prepared: Prepared) {
+        if let Some(logger) = prepared.abandon() {
+            self.end_logger(&logger);
+        }
+    }
+
+    fn end_logger(&mut self, logger: &Logger) {
+        // One that is not listed any more has been reaped: its id may be another's by now.
+        if reaper::has_ended(logger.pid) {
+            return;
+        }
+        logger.signal(Signal::SIGTERM);
+        self.loggers.insert(logger.pid, Some(Instant::now() + LOGGER_GRACE));
+    }
+
+    fn adopt_logger(&mut self, attached: &Attached) {
+        if let Some(pid) = attached.logger_pid() {
+            self.loggers.insert(pid, None);
+        }
+    }
+
+    fn announce_create(&mut self, wanted: &CreateTask, pid: i32) {
+        let Streams { stdin, stdout, stderr, terminal } = wanted.streams.clone();
+        self.publisher.publish(
+            "/tasks/create",
+            &events_pb::TaskCreate {
+                container_id: wanted.id.clone(),
+                bundle: wanted.bundle.clone(),
+                rootfs: wanted.rootfs.clone(),
+                io: Some(events_pb::TaskIo { stdin, stdout, stderr, terminal }),
+                checkpoint: String::new(),
+                pid: pid.cast_unsigned(),
+            },
+        );
+    }
+
+    fn step(&mut self, id: &str, step: Step<'_>) -> Result<(), Error> {
+        let notice: Notice = self.entry_mut(id)?.task.step(step)?;
+        self.publisher.announce(id, &notice);
+        Ok(())
+    }
+
+    fn entry(&self, id: &str) -> Result<&Entry, Error> {
+        self.entries.get(id).ok_or_else(not_found)
+    }
+
+    fn entry_mut(&mut self, id: &str) -> Result<&mut Entry, Error> {
+        self.entries.get_mut(id).ok_or_else(not_found)
+    }
+}
+
+fn not_found() -> Error {
+    Error::refused(ErrorKind::NotFound, "container not created")
+}
+
+fn signal_process(pid: i32, signal: i32) -> Result<(), Error> {
+    // Only this thread reaps, so the id cannot have become another's.
+    let signal = Signal::try_from(signal);
+    let signal = signal.map_err(|_| Error::refused(ErrorKind::InvalidArgument, "no such signal"))?;
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal) {
+        Err(nix::errno::Errno::ESRCH) => Err(Error::refused(ErrorKind::NotFound, "process already finished")),
+        other => other.map_err(|error| Error::system("kill", error)),
+    }
+}
+
+/// Who owns the pipes: whom the client names, else the process's own user as the host sees it.
+fn pipe_owner(spec: &Spec, options: &Options) -> PipeOwner {
+    if options.io_uid != 0 || options.io_gid != 0 {
+        return PipeOwner { uid: options.io_uid, gid: options.io_gid };
+    }
+    let Some(process) = &spec.process else { return PipeOwner::default() };
+    PipeOwner {
+        uid: on_host(&spec.linux.uid_mappings, process.user.uid),
+        gid: on_host(&spec.linux.gid_mappings, process.user.gid),
+    }
+}
+
+fn on_host(mappings: &[IdMapping], id: u32) -> u32 {
+    let within = |map: &&IdMapping| id.checked_sub(map.container_id).is_some_and(|offset| offset < map.size);
+    let mapped = mappings.iter().find(within).and_then(|map| map.host_id.checked_add(id - map.container_id));
+    mapped.unwrap_or(id)
+}
+
+fn mount(mount: &MountPb) -> Mount {
+    Mount {
+        kind: mount.r#type.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_mapped_to_the_host() {
+        let map = [IdMapping { container_id: 0, host_id: 100_000, size: 10 }];
+        assert_eq!((on_host(&map, 3), on_host(&map, 10), on_host(&[], 7)), (100_003, 10, 7));
+    }
+}

@@ -1,0 +1,82 @@
+//! The few system calls for which neither the standard library nor nix has a safe form. The only `unsafe` of the shim.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Takes over a descriptor that the parent process left open at a known number.
+///
+/// # Errors
+/// When nothing is open there.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asks for flags only; any number is allowed.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (checked above), and by the contract with `start` nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sets a flag on a descriptor that is owned here.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+/// Sets a terminal's size in characters.
+///
+/// # Errors
+/// When the descriptor is no terminal.
+pub fn set_window(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize through the pointer, which lives through the call.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes the command's process lead a session of its own, with signals unblocked, and with `fds` as its descriptors 3, 4, ….
+/// `fds` must stay open until it is spawned, and must be close-on-exec.
+pub fn detach(command: &mut Command, fds: &[BorrowedFd<'_>]) {
+    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the closure makes only async-signal-safe calls and allocates nothing.
+    unsafe { command.pre_exec(move || prepare(&fds)) };
+}
+
+/// Unblocks the signals that the shim blocks for itself, in the process of the command.
+pub fn unblock_signals(command: &mut Command) {
+    // SAFETY: the closure makes only async-signal-safe calls and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
+}
+
+fn prepare(fds: &[RawFd]) -> io::Result<()> {
+    unblock()?;
+    // SAFETY: setsid takes no arguments; it fails only for a process group leader, which a fresh child is not.
+    unsafe { libc::setsid() };
+    let first_free = 3 + i32::try_from(fds.len()).unwrap_or(i32::MAX - 3);
+    // Two rounds: first out of the way of the targets, then onto them.
+    let mut moved = [-1; 4];
+    for (slot, &fd) in moved.iter_mut().zip(fds) {
+        // SAFETY: duplicates a descriptor that the caller keeps open until the spawn.
+        *slot = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, first_free) })?;
+    }
+    for (target, &fd) in (3..).zip(moved.iter().take(fds.len())) {
+        // SAFETY: duplicates onto a number that this child does not use otherwise; dup2 clears close-on-exec.
+        check(unsafe { libc::dup2(fd, target) })?;
+    }
+    Ok(())
+}
+
+fn unblock() -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set it is given.
+    check(unsafe { libc::sigemptyset(set.as_mut_ptr()) })?;
+    // SAFETY: the set was initialised above; the old mask is not asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) })?;
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
