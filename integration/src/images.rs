@@ -40,8 +40,16 @@ pub struct Image {
 }
 
 /// Debian packages whose unpacked files make a layer of real files, about 200 MB.
-pub const DEBIAN: &[&str] =
-    &["perl-modules-5.36", "libicu72", "git", "vim-runtime", "python3.11-minimal", "libpython3.11-stdlib", "locales"];
+pub const DEBIAN: &[&str] = &[
+    "perl-modules-5.36",
+    "libicu72",
+    "git",
+    "vim-runtime",
+    "python3.11-minimal",
+    "libpython3.11-stdlib",
+    "locales",
+    "cpp-12",
+];
 
 /// Directory with one static busybox and links for its applets, as an image root has them.
 pub fn busybox_root(lab: &Lab) -> PathBuf {

@@ -7,6 +7,7 @@ mod ctr_images;
 mod ctr_run;
 mod descriptors;
 mod gctr;
+mod go_client;
 mod layering;
 mod restart;
 mod trees;
