@@ -1,1 +1,210 @@
-//! The files of one ingest.
+//! The files of one ingest: `data`, and `ingest.json` that says whose they are.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use gantry_types::{Algorithm, Digest, Hasher};
+use serde::{Deserialize, Serialize};
+
+use crate::lock::Guard;
+use crate::{Error, Status, WriterOptions};
+
+/// Bytes read at a time when an ingest is hashed again.
+const REREAD: usize = 1 << 20;
+
+/// Directory of an ingest.
+#[derive(Clone, Debug)]
+pub(crate) struct Home(PathBuf);
+
+/// What is kept about an ingest beside its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) reference: String,
+    pub(crate) total: Option<u64>,
+    pub(crate) expected: Option<Digest>,
+    /// Since 1970.
+    started: Duration,
+}
+
+impl Home {
+    /// The directory of the ingest of that name. The name is any text, so the directory is called by its hash.
+    pub(crate) fn of(ingests: &Path, reference: &str) -> Home {
+        Home(ingests.join(Digest::of(reference.as_bytes()).hex()))
+    }
+
+    pub(crate) fn at(directory: PathBuf) -> Home {
+        Home(directory)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.0.join("data")
+    }
+
+    fn json(&self) -> PathBuf {
+        self.0.join("ingest.json")
+    }
+
+    /// Whether a writer can go on here: both files are there and make sense.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.data().is_file() && self.record().is_ok()
+    }
+
+    pub(crate) fn record(&self) -> io::Result<Record> {
+        Ok(serde_json::from_slice(&fs::read(self.json())?)?)
+    }
+
+    /// How far the ingest is by its files.
+    pub(crate) fn status(&self) -> io::Result<Status> {
+        let record = self.record()?;
+        let data = fs::metadata(self.data())?;
+        Ok(record.status(data.len(), data.modified()?))
+    }
+
+    /// Forgets the ingest.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.0)
+    }
+
+    /// Goes on with the ingest that is here, or begins one.
+    pub(crate) fn open(&self, options: &WriterOptions) -> Result<(Record, File), Error> {
+        if let Ok(record) = self.record() {
+            let record = self.agree(record, options)?;
+            let data = File::options().read(true).write(true).open(self.data());
+            return Ok((record, data.map_err(Error::io("open", &self.data()))?));
+        }
+        // What a crash may have left here was no ingest yet.
+        let _ = fs::remove_dir_all(&self.0);
+        fs::create_dir(&self.0).map_err(Error::io("make", &self.0))?;
+        let data = File::options().read(true).write(true).create(true).truncate(true).open(self.data());
+        let data = data.map_err(Error::io("make", &self.data()))?;
+        let record = Record::new(options);
+        self.write(&record)?;
+        Ok((record, data))
+    }
+
+    /// Joins what is known already with what a new writer says.
+    fn agree(&self, record: Record, options: &WriterOptions) -> Result<Record, Error> {
+        if let (Some(earlier), Some(given)) = (record.total, options.total)
+            && earlier != given
+        {
+            return Err(Error::TotalChanged { reference: record.reference, earlier, given });
+        }
+        let expected = options.expected.clone().or_else(|| record.expected.clone());
+        let joined = Record { total: record.total.or(options.total), expected, ..record.clone() };
+        if joined != record {
+            self.write(&joined)?;
+        }
+        Ok(joined)
+    }
+
+    fn write(&self, record: &Record) -> Result<(), Error> {
+        let fresh = self.0.join("ingest.json.new");
+        let json = serde_json::to_vec(record).map_err(|e| Error::io("write", &fresh)(e.into()))?;
+        fs::write(&fresh, json).map_err(Error::io("write", &fresh))?;
+        fs::rename(&fresh, self.json()).map_err(Error::io("rename", &fresh))
+    }
+}
+
+impl Record {
+    fn new(options: &WriterOptions) -> Record {
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let WriterOptions { reference, total, expected } = options.clone();
+        Record { reference, total, expected, started }
+    }
+
+    pub(crate) fn status(&self, offset: u64, updated: SystemTime) -> Status {
+        Status {
+            reference: self.reference.clone(),
+            offset,
+            total: self.total,
+            expected: self.expected.clone(),
+            started: SystemTime::UNIX_EPOCH.checked_add(self.started).unwrap_or(SystemTime::UNIX_EPOCH),
+            updated,
+        }
+    }
+}
+
+/// An ingest that is being written. All of it blocks on the disk.
+pub(crate) struct Ingest {
+    pub(crate) home: Home,
+    pub(crate) file: File,
+    /// Bytes in the file.
+    pub(crate) written: u64,
+    hasher: Hasher,
+    algorithm: Algorithm,
+    /// Bytes in the hash: fewer than `written` until an ingest that was opened again is read again.
+    hashed: u64,
+    /// Goes with the ingest, so that the name is held until its last job is done.
+    _guard: Guard,
+}
+
+impl Ingest {
+    pub(crate) fn new(home: Home, file: File, algorithm: Algorithm, guard: Guard) -> Result<Ingest, Error> {
+        let written = file.metadata().map_err(Error::io("stat", &home.data()))?.len();
+        Ok(Ingest { home, file, written, hasher: Hasher::new(algorithm), algorithm, hashed: 0, _guard: guard })
+    }
+
+    /// Appends and hashes. After a failure the file is as long as before the piece that failed.
+    pub(crate) fn append(&mut self, pieces: &[Bytes]) -> Result<(), Error> {
+        self.catch_up()?;
+        for piece in pieces {
+            if let Err(error) = self.write_piece(piece) {
+                // Should this fail, too, the bytes behind `written` are written over.
+                let _ = self.file.set_len(self.written);
+                return Err(Error::io("write", &self.home.data())(error));
+            }
+            self.hasher.update(piece);
+            self.written += piece.len() as u64;
+            self.hashed = self.written;
+        }
+        Ok(())
+    }
+
+    fn write_piece(&self, piece: &[u8]) -> io::Result<()> {
+        fail::fail_point!("content::write", |_| Err(io::ErrorKind::StorageFull.into()));
+        self.file.write_all_at(piece, self.written)
+    }
+
+    /// Drops the bytes behind `size`.
+    pub(crate) fn truncate(&mut self, size: u64) -> Result<(), Error> {
+        self.file.set_len(size).map_err(Error::io("truncate", &self.home.data()))?;
+        self.written = size;
+        self.restart(self.algorithm);
+        Ok(())
+    }
+
+    /// Digest of what is in the file.
+    pub(crate) fn digest(&mut self, algorithm: Algorithm) -> Result<Digest, Error> {
+        if algorithm != self.algorithm {
+            self.restart(algorithm);
+        }
+        self.catch_up()?;
+        Ok(self.hasher.clone().finish())
+    }
+
+    fn restart(&mut self, algorithm: Algorithm) {
+        self.algorithm = algorithm;
+        self.hasher = Hasher::new(algorithm);
+        self.hashed = 0;
+    }
+
+    /// Hashes what is in the file and not in the hash.
+    fn catch_up(&mut self) -> Result<(), Error> {
+        if self.hashed == self.written {
+            return Ok(());
+        }
+        let mut buffer = vec![0; REREAD];
+        while self.hashed < self.written {
+            let want = usize::try_from(self.written - self.hashed).unwrap_or(REREAD).min(REREAD);
+            let piece = &mut buffer[..want];
+            self.file.read_exact_at(piece, self.hashed).map_err(Error::io("read", &self.home.data()))?;
+            self.hasher.update(piece);
+            self.hashed += want as u64;
+        }
+        Ok(())
+    }
+}

@@ -1,1 +1,256 @@
 //! Writing an ingest: a pipeline of one job on the blocking pool at a time.
+//!
+//! The bytes a caller hands over wait until there are enough of them for a job; while the job writes and hashes, the next ones come.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gantry_types::{Algorithm, Digest};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::durable::rename_new;
+use crate::ingest::{Ingest, Record};
+use crate::local::Shared;
+use crate::store::CHUNK;
+use crate::{Commit, Error, Info, Status, Writer};
+
+/// A writer of the local store.
+pub(crate) struct LocalWriter {
+    shared: Arc<Shared>,
+    record: Record,
+    slot: Slot,
+    /// Bytes that no job has taken yet.
+    pending: Vec<Bytes>,
+    pending_len: usize,
+    /// Bytes received.
+    offset: u64,
+    updated: SystemTime,
+}
+
+/// Where the ingest is at the moment.
+enum Slot {
+    Idle(Box<Ingest>),
+    Busy(JoinHandle<Done>),
+    /// A job panicked.
+    Lost,
+}
+
+type Done = (Box<Ingest>, Result<(), Error>);
+
+impl LocalWriter {
+    /// A writer of an ingest that was just opened.
+    pub(crate) fn new(shared: Arc<Shared>, record: Record, ingest: Ingest, updated: SystemTime) -> LocalWriter {
+        let offset = ingest.written;
+        let slot = Slot::Idle(Box::new(ingest));
+        let writer = LocalWriter { shared, record, slot, pending: Vec::new(), pending_len: 0, offset, updated };
+        writer.report();
+        writer
+    }
+
+    fn report(&self) {
+        self.shared.locks.report(&self.record.reference, self.offset, self.updated);
+    }
+
+    /// Waits for the running job, and tells how it ended. A caller that stops waiting loses nothing.
+    async fn settle(&mut self) -> Result<(), Error> {
+        let Slot::Busy(job) = &mut self.slot else { return Ok(()) };
+        match job.await {
+            Ok((ingest, result)) => {
+                let written = ingest.written;
+                self.slot = Slot::Idle(ingest);
+                result.inspect_err(|_| self.fall_back(written))
+            }
+            Err(error) => {
+                self.slot = Slot::Lost;
+                Err(Error::task(&error))
+            }
+        }
+    }
+
+    /// After a failed write: what comes next must begin where the file ends.
+    fn fall_back(&mut self, written: u64) {
+        self.pending.clear();
+        self.pending_len = 0;
+        self.offset = written;
+        self.report();
+    }
+
+    /// Starts a job that appends what is pending and then does `then`.
+    fn start(&mut self, then: impl FnOnce(&mut Ingest) -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+        let Slot::Idle(mut ingest) = std::mem::replace(&mut self.slot, Slot::Lost) else {
+            return Err(Error::Other {
+                kind: gantry_types::ErrorKind::Internal,
+                message: format!("ingest {:?}: an earlier job was lost", self.record.reference),
+            });
+        };
+        let pending = std::mem::take(&mut self.pending);
+        self.pending_len = 0;
+        self.slot = Slot::Busy(spawn_blocking(move || {
+            let result = ingest.append(&pending).and_then(|()| then(&mut ingest));
+            (ingest, result)
+        }));
+        Ok(())
+    }
+
+    /// Appends what is pending, does `work`, and waits for its result.
+    async fn run<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Ingest) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (sender, mut receiver) = oneshot::channel();
+        self.settle().await?;
+        self.start(move |ingest| {
+            // Whoever does not wait any more does not need it.
+            let _ = sender.send(work(ingest)?);
+            Ok(())
+        })?;
+        self.settle().await?;
+        receiver.try_recv().map_err(|_| Error::Other {
+            kind: gantry_types::ErrorKind::Internal,
+            message: "a job of the content store gave no result".into(),
+        })
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        self.record.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm)
+    }
+
+    fn offset_error(&self, given: u64) -> Error {
+        Error::Offset { reference: self.record.reference.clone(), current: self.offset, given }
+    }
+}
+
+#[async_trait]
+impl Writer for LocalWriter {
+    fn status(&self) -> Status {
+        self.record.status(self.offset, self.updated)
+    }
+
+    async fn write(&mut self, offset: u64, data: Bytes) -> Result<u64, Error> {
+        if offset != self.offset {
+            return Err(self.offset_error(offset));
+        }
+        self.offset += data.len() as u64;
+        self.pending_len += data.len();
+        self.pending.push(data);
+        self.updated = SystemTime::now();
+        if self.pending_len >= CHUNK {
+            self.settle().await?;
+            self.start(|_| Ok(()))?;
+        }
+        self.report();
+        Ok(self.offset)
+    }
+
+    async fn digest(&mut self) -> Result<Digest, Error> {
+        let algorithm = self.algorithm();
+        self.run(move |ingest| ingest.digest(algorithm)).await
+    }
+
+    async fn truncate(&mut self, size: u64) -> Result<(), Error> {
+        if size > self.offset {
+            return Err(self.offset_error(size));
+        }
+        self.run(move |ingest| ingest.truncate(size)).await?;
+        self.offset = size;
+        self.updated = SystemTime::now();
+        self.report();
+        Ok(())
+    }
+
+    async fn commit(mut self: Box<Self>, commit: Commit) -> Result<Info, Error> {
+        let (shared, reference, algorithm) = (self.shared.clone(), self.record.reference.clone(), self.algorithm());
+        self.run(move |ingest| finish(&shared, ingest, reference, algorithm, &commit)).await
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<(), Error> {
+        self.run(|_| Ok(())).await
+    }
+}
+
+impl Drop for LocalWriter {
+    /// Bytes that wait are still written, so that a later writer finds them; the name is held until then.
+    fn drop(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return;
+        }
+        match (std::mem::replace(&mut self.slot, Slot::Lost), Handle::try_current()) {
+            (Slot::Idle(mut ingest), Ok(_)) => drop(spawn_blocking(move || ingest.append(&pending))),
+            (Slot::Idle(mut ingest), Err(_)) => drop(ingest.append(&pending)),
+            (Slot::Busy(job), Ok(runtime)) => drop(runtime.spawn(async move {
+                if let Ok((mut ingest, Ok(()))) = job.await {
+                    let _ = spawn_blocking(move || ingest.append(&pending)).await;
+                }
+            })),
+            _ => {}
+        }
+    }
+}
+
+/// Verifies the bytes and makes them a blob.
+fn finish(
+    shared: &Shared,
+    ingest: &mut Ingest,
+    reference: String,
+    algorithm: Algorithm,
+    commit: &Commit,
+) -> Result<Info, Error> {
+    let size = ingest.written;
+    if let Some(expected) = commit.size.filter(|expected| *expected != size) {
+        return Err(Error::Size { reference, expected, actual: size });
+    }
+    let digest = ingest.digest(commit.digest.as_ref().map_or(algorithm, Digest::algorithm))?;
+    if let Some(expected) = commit.digest.clone().filter(|expected| *expected != digest) {
+        return Err(Error::Digest { reference, expected, actual: digest });
+    }
+    let target = shared.blob(&digest);
+    if target.exists() {
+        return Err(already(shared, ingest, &digest)?);
+    }
+    let data = ingest.home.data();
+    settle_file(ingest, &data)?;
+    fail::fail_point!("content::before-rename");
+    match rename_new(&data, &target) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(already(shared, ingest, &digest)?);
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::IngestNotFound { reference }),
+        Err(error) => return Err(Error::io("rename", &data)(error)),
+    }
+    fail::fail_point!("content::before-directory-sync");
+    shared.sync_blobs(digest.algorithm())?;
+    fail::fail_point!("content::before-cleanup");
+    clear(ingest);
+    let modified = ingest.file.metadata().and_then(|m| m.modified()).map_err(Error::io("stat", &target))?;
+    Ok(Info { digest, size, created: modified, updated: modified })
+}
+
+/// Read-only, and on the disk.
+fn settle_file(ingest: &Ingest, data: &Path) -> Result<(), Error> {
+    ingest.file.set_permissions(Permissions::from_mode(0o444)).map_err(Error::io("chmod", data))?;
+    fail::fail_point!("content::before-sync");
+    ingest.file.sync_all().map_err(Error::io("sync", data))
+}
+
+/// The blob is there; it may be so by a commit that is not durable yet.
+fn already(shared: &Shared, ingest: &Ingest, digest: &Digest) -> Result<Error, Error> {
+    shared.sync_blobs(digest.algorithm())?;
+    clear(ingest);
+    Ok(Error::AlreadyExists { digest: digest.clone() })
+}
+
+/// Forgets an ingest that has done its work. What stays is cleaned away at the next start.
+fn clear(ingest: &Ingest) {
+    if let Err(error) = ingest.home.remove() {
+        tracing::warn!(ingest = %ingest.home.data().display(), %error, "cannot remove a finished ingest");
+    }
+}
