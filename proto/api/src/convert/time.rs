@@ -8,16 +8,21 @@ use super::InvalidMessage;
 
 const NANOS_PER_SECOND: i32 = 1_000_000_000;
 
+/// What a `Timestamp` may say: the years 1 to 9999. Go's zero time is its beginning.
+const SECONDS: std::ops::Range<i64> = -62_135_596_800..253_402_300_800;
+
 /// Understands a point in time.
 ///
 /// # Errors
-/// [`InvalidMessage::Time`] when the nanoseconds are not within a second or the clock does not reach that far.
+/// [`InvalidMessage::Time`] outside the years 1 to 9999, or when the nanoseconds are not within a second.
 pub fn time_from_wire(time: Timestamp) -> Result<SystemTime, InvalidMessage> {
     let invalid = InvalidMessage::Time { seconds: time.seconds, nanos: time.nanos };
-    let nanos = u32::try_from(time.nanos).ok().filter(|_| time.nanos < NANOS_PER_SECOND).ok_or(invalid.clone())?;
+    if !SECONDS.contains(&time.seconds) || !(0..NANOS_PER_SECOND).contains(&time.nanos) {
+        return Err(invalid);
+    }
     let whole = Duration::from_secs(time.seconds.unsigned_abs());
     let second = if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    second.and_then(|s| s.checked_add(Duration::from_nanos(nanos.into()))).ok_or(invalid)
+    second.and_then(|s| s.checked_add(Duration::from_nanos(time.nanos.unsigned_abs().into()))).ok_or(invalid)
 }
 
 /// Encodes a point in time.
@@ -33,7 +38,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_time_comes_back_from_the_wire(seconds in -62_135_596_800i64..253_402_300_800, nanos in 0..NANOS_PER_SECOND) {
+        fn a_time_comes_back_from_the_wire(seconds in SECONDS, nanos in 0..NANOS_PER_SECOND) {
             let sent = Timestamp { seconds, nanos };
             prop_assert_eq!(time_from_wire(sent).map(time_to_wire), Ok(sent));
         }
@@ -41,7 +46,7 @@ mod tests {
 
     #[test]
     fn refuses_what_no_clock_shows() {
-        for (seconds, nanos) in [(0, -1), (0, NANOS_PER_SECOND), (i64::MIN, 0)] {
+        for (seconds, nanos) in [(0, -1), (0, NANOS_PER_SECOND), (SECONDS.start - 1, 0), (SECONDS.end, 0)] {
             assert!(time_from_wire(Timestamp { seconds, nanos }).is_err(), "{seconds} s {nanos} ns");
         }
     }
