@@ -97,6 +97,14 @@ pub enum Error {
         /// How many.
         children: usize,
     },
+    /// Another change of it has not ended in time.
+    #[error("snapshot {key:?} is still being changed after {} s", .waited.as_secs())]
+    Busy {
+        /// The key.
+        key: String,
+        /// How long this call has waited.
+        waited: std::time::Duration,
+    },
     /// This implementation cannot.
     #[error("{snapshotter} snapshotter cannot {operation}")]
     Unsupported {
@@ -167,6 +175,7 @@ impl HasKind for Error {
                 ErrorKind::ResourceExhausted => ErrorKind::ResourceExhausted,
                 _ => ErrorKind::Internal,
             },
+            Error::Busy { .. } => ErrorKind::Unavailable,
             Error::Stopped { .. } => ErrorKind::Cancelled,
             Error::Remote { kind, .. } => *kind,
         }

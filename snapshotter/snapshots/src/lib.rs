@@ -2,19 +2,29 @@
 //!
 //! - [`Overlay`]: layers are directories that the kernel's overlay file system stacks.
 //! - [`Native`]: layers are full copies; slow and simple, the oracle of the tests.
-//! - `suite` (feature): the contract as tests, for any implementation.
+//! - [`suite`] (feature `suite`): the contract as tests, for any implementation.
 //!
 //! A snapshotter knows nothing of images, digests, tar archives or namespaces: keys are opaque strings. It performs
 //! no mount; it says which mounts show a snapshot.
 #![forbid(unsafe_code)]
 
 mod contract;
+mod copy;
 mod error;
+pub mod graph;
+mod mapping;
 mod native;
 mod overlay;
-pub mod graph;
+mod probe;
+mod records;
+mod store;
+#[cfg(feature = "suite")]
+pub mod suite;
+mod trash;
+mod tree;
 
 pub use contract::{Info, Kind, MAX_KEY, Snapshotter, UPPERDIR_LABEL, Usage};
 pub use error::Error;
 pub use native::Native;
 pub use overlay::{Config as OverlayConfig, Overlay};
+pub use probe::Features;

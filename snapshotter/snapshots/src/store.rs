@@ -1,0 +1,318 @@
+//! What local snapshotters share: the graph in memory, its records on disk, the directories, the trash.
+//!
+//! ```text
+//! ROOT/lock          held while open       ROOT/snapshots/N   the directory of snapshot N
+//! ROOT/records/N     record of snapshot N  ROOT/trash/N       what was removed, until it is deleted
+//! ```
+//!
+//! The record is the truth: a directory without one is half made or half removed, and goes to the trash at open.
+//! Reading takes the lock of the graph only, never the disk.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use gantry_types::{Filter, Labels};
+use rustix::fs::FlockOperation;
+
+use crate::contract::{Info, Kind, Usage};
+use crate::error::Error;
+use crate::graph::{Chain, Change, Graph, Id};
+use crate::records::Records;
+use crate::trash::Trash;
+use crate::tree;
+
+/// How long a call waits for another one's change of the same snapshot.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Store {
+    root: PathBuf,
+    graph: Mutex<Graph>,
+    ended: Condvar,
+    records: Arc<Records>,
+    trash: Trash,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens or makes the store in `root`, for snapshotters of type `format`. `has_directory` tells which snapshots
+    /// cannot be without their directory.
+    pub(crate) fn open(root: &Path, format: &str, has_directory: fn(&Chain) -> bool) -> Result<Store, Error> {
+        let root = make_root(root)?;
+        let lock = lock(&root)?;
+        check_format(&root, format)?;
+        make_dir(&root.join("snapshots"))?;
+        let records = Arc::new(Records::open(root.join("records"))?);
+        let trash = Trash::open(root.join("trash"), Arc::clone(&records))?;
+        let graph = Mutex::new(Graph::default());
+        let store = Store { root, graph, ended: Condvar::new(), records, trash, _lock: lock };
+        store.recover(has_directory)?;
+        Ok(store)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of snapshot `id`.
+    pub(crate) fn dir(&self, id: Id) -> PathBuf {
+        self.root.join("snapshots").join(id.to_string())
+    }
+
+    pub(crate) fn stat(&self, key: &str) -> Result<Info, Error> {
+        self.graph().stat(key)
+    }
+
+    pub(crate) fn chain(&self, key: &str) -> Result<Chain, Error> {
+        self.graph().chain(key)
+    }
+
+    /// The snapshot `key`, which must not be committed.
+    pub(crate) fn mountable(&self, key: &str) -> Result<Chain, Error> {
+        let chain = self.chain(key)?;
+        match chain.node.kind {
+            Kind::Committed => {
+                Err(Error::WrongKind { key: key.into(), kind: Kind::Committed, operation: "give the mounts of" })
+            }
+            _ => Ok(chain),
+        }
+    }
+
+    pub(crate) fn walk(&self, filter: &Filter) -> Vec<(Id, Info)> {
+        self.graph().walk(filter)
+    }
+
+    /// Creates a snapshot, whose directory `make` makes.
+    pub(crate) fn create(
+        &self,
+        kind: Kind,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+        make: impl FnOnce(&Chain) -> Result<(), Error>,
+    ) -> Result<Chain, Error> {
+        let change = self.graph().begin_create(kind, key, parent, labels, SystemTime::now())?;
+        let id = change.id();
+        let work = |change: &mut Change| match change {
+            Change::Create(chain) => {
+                make(chain)?;
+                self.records.write(chain.id, &chain.node, false)
+            }
+            _ => Ok(()),
+        };
+        match self.carry_out(change, work) {
+            Ok(Change::Create(chain)) => Ok(chain),
+            Ok(_) => Err(Error::Stopped { operation: "create" }),
+            Err(error) => {
+                self.records.remove(id)?;
+                self.trash.take(&self.dir(id))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Commits a snapshot whose own files are in `measured` of its number. With `durable`, they are durable first.
+    pub(crate) fn commit(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+        durable: bool,
+        measured: impl FnOnce(Id) -> PathBuf,
+    ) -> Result<(), Error> {
+        let change = self.begin(key, |graph| graph.begin_commit(name, key, parent, labels, SystemTime::now()))?;
+        self.carry_out(change, |change| {
+            let Change::Replace(id, node) = change else { return Ok(()) };
+            let path = measured(*id);
+            node.usage = Some(tree::usage(&path).map_err(Error::io("measure", &path))?);
+            if durable {
+                self.sync_files()?;
+            }
+            self.records.write(*id, node, true)
+        })
+        .map(|_| ())
+    }
+
+    pub(crate) fn update(&self, info: &Info, fieldpaths: &[String]) -> Result<Info, Error> {
+        let change = self.begin(&info.name, |graph| graph.begin_update(info, fieldpaths, SystemTime::now()))?;
+        self.carry_out(change, |change| match change {
+            Change::Replace(id, node) => self.records.write(*id, node, node.kind == Kind::Committed),
+            _ => Ok(()),
+        })?;
+        self.stat(&info.name)
+    }
+
+    pub(crate) fn remove(&self, key: &str) -> Result<(), Error> {
+        let change = self.begin(key, |graph| graph.begin_remove(key))?;
+        let id = change.id();
+        self.carry_out(change, |_| self.records.remove(id))?;
+        self.trash.take(&self.dir(id))
+    }
+
+    /// What was counted at commit, or what is in `measured` of its number now.
+    pub(crate) fn usage(&self, key: &str, measured: impl FnOnce(Id) -> PathBuf) -> Result<Usage, Error> {
+        let chain = self.chain(key)?;
+        match (chain.node.kind, chain.node.usage) {
+            (_, Some(usage)) => Ok(usage),
+            (Kind::View, None) => Ok(Usage::default()),
+            (_, None) => {
+                let path = measured(chain.id);
+                match tree::usage(&path) {
+                    // Removed or committed meanwhile: then the graph knows.
+                    Err(_) if self.chain(key).is_err() => Err(Error::NotFound { key: key.into() }),
+                    result => result.map_err(Error::io("measure", &path)),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn cleanup(&self) {
+        self.trash.wait();
+    }
+
+    /// Returns when everything on the file system is durable.
+    pub(crate) fn sync_files(&self) -> Result<(), Error> {
+        let root = File::open(&self.root).map_err(Error::io("open", &self.root))?;
+        rustix::fs::syncfs(&root).map_err(|error| Error::io("sync", &self.root)(error.into()))
+    }
+
+    fn graph(&self) -> MutexGuard<'_, Graph> {
+        // Each half of a change leaves the graph whole, so a panic elsewhere does not spoil it.
+        self.graph.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a change of an existing snapshot once no other change of it is under way.
+    fn begin(&self, key: &str, begin: impl FnOnce(&mut Graph) -> Result<Change, Error>) -> Result<Change, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut graph = self.graph();
+        while graph.is_busy(key) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Busy { key: key.into(), waited: PATIENCE });
+            }
+            graph = self.ended.wait_timeout(graph, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        begin(&mut graph)
+    }
+
+    /// Does the disk's half of a change, and ends it either way.
+    fn carry_out(
+        &self,
+        change: Change,
+        work: impl FnOnce(&mut Change) -> Result<(), Error>,
+    ) -> Result<Change, Error> {
+        let mut pending = Pending { store: self, change, done: false };
+        work(&mut pending.change)?;
+        pending.done = true;
+        let change = pending.change.clone();
+        drop(pending);
+        Ok(change)
+    }
+
+    fn recover(&self, has_directory: fn(&Chain) -> bool) -> Result<(), Error> {
+        let directories = self.directories()?;
+        let mut nodes = self.records.load()?;
+        let mut dropped: Vec<(Id, &str)> = Vec::new();
+        let bare = |id: Id, node: &crate::graph::Node| Chain {
+            id,
+            node: node.clone(),
+            parents: node.parent.into_iter().collect(),
+        };
+        nodes.retain(|id, node| {
+            let whole = directories.contains(id) || !has_directory(&bare(*id, node));
+            if !whole {
+                dropped.push((*id, "its directory is missing"));
+            }
+            whole
+        });
+        let (mut graph, refused) = Graph::load(nodes);
+        dropped.extend(refused);
+        graph.skip_to(directories.last().copied().unwrap_or(0).max(dropped.iter().map(|d| d.0).max().unwrap_or(0)));
+        for (id, reason) in &dropped {
+            tracing::error!(snapshot = id, reason, "a snapshot is lost");
+            self.records.remove(*id)?;
+        }
+        for id in directories.iter().filter(|id| !graph.holds(**id)) {
+            self.trash.take(&self.dir(*id))?;
+        }
+        *self.graph() = graph;
+        Ok(())
+    }
+
+    fn directories(&self) -> Result<BTreeSet<Id>, Error> {
+        let dir = self.root.join("snapshots");
+        let mut ids = BTreeSet::new();
+        for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
+            let name = entry.map_err(Error::io("list", &dir))?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.parse::<Id>().ok()));
+        }
+        Ok(ids)
+    }
+}
+
+/// A change under way, taken back unless it is done, also when its work panics.
+struct Pending<'a> {
+    store: &'a Store,
+    change: Change,
+    done: bool,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let mut graph = self.store.graph();
+        match self.done {
+            true => graph.finish(&self.change),
+            false => graph.abort(&self.change),
+        }
+        self.store.ended.notify_all();
+    }
+}
+
+/// The directory, free of links, so that mounts name it as the kernel's tables do.
+fn make_root(root: &Path) -> Result<PathBuf, Error> {
+    make_dir(root)?;
+    root.canonicalize().map_err(Error::io("resolve", root))
+}
+
+fn make_dir(path: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("make", path))
+}
+
+fn lock(root: &Path) -> Result<File, Error> {
+    let path = root.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(Error::io("open", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(Error::Unusable { root: root.to_owned(), reason: "another process uses it".into() }),
+    }
+}
+
+fn check_format(root: &Path, format: &str) -> Result<(), Error> {
+    let path = root.join("format");
+    match fs::read_to_string(&path) {
+        Ok(found) if found.trim_end() == format => Ok(()),
+        Ok(found) if !found.is_empty() => {
+            let reason = format!("it is of format {:?}, not {format:?}", found.trim_end());
+            Err(Error::Unusable { root: root.to_owned(), reason })
+        }
+        _ => fs::write(&path, format!("{format}\n")).map_err(Error::io("write", &path)),
+    }
+}
+
+/// Runs `work`, which may block on the disk, where blocking is allowed.
+pub(crate) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Stopped { operation }),
+    }
+}
