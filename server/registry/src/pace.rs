@@ -85,7 +85,7 @@ mod tests {
         assert!(pace.note(500, Duration::from_secs(3)).is_ok());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_limit_spreads_bytes_over_time() {
         let throttle = Throttle::new(1000);
         let start = Instant::now();
