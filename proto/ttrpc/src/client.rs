@@ -282,7 +282,7 @@ async fn write_requests(
             continue;
         }
         bytes.clear();
-        if let Err(error) = frame::encode(number, Kind::Request, frame::REMOTE_CLOSED, &payload, &mut bytes) {
+        if let Err(error) = frame::encode(number, Kind::Request, 0, &payload, &mut bytes) {
             calls.finish(number, Err(too_large(error.length)));
             continue;
         }

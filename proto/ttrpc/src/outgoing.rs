@@ -65,8 +65,7 @@ impl Outgoing {
         };
         let stream = self.next;
         let invalid = |error: TooLarge| io::Error::new(io::ErrorKind::InvalidInput, error);
-        frame::encode(stream, Kind::Request, frame::REMOTE_CLOSED, &request.encode_to_vec(), self.outbox.buffer())
-            .map_err(invalid)?;
+        frame::encode(stream, Kind::Request, 0, &request.encode_to_vec(), self.outbox.buffer()).map_err(invalid)?;
         self.next = stream.checked_add(2).ok_or_else(|| io::Error::other("stream numbers are used up"))?;
         self.on_writable()?;
         Ok(stream)

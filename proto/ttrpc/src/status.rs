@@ -31,9 +31,14 @@ impl Status {
         Status::new(ErrorKind::Unavailable, "ttrpc: closed")
     }
 
-    /// The answer to a call of a method that is not offered, in the words clients look for.
+    /// The answer to a call of a method that the service does not have.
     pub fn unimplemented(service: &str, method: &str) -> Status {
-        Status::new(ErrorKind::Unimplemented, format!("service {service} method {method} is not implemented"))
+        Status::new(ErrorKind::Unimplemented, format!("method {method} of service {service}"))
+    }
+
+    /// The answer to a call of a service that is not there, in the words of the Go implementation.
+    pub fn unknown_service(service: &str) -> Status {
+        Status::new(ErrorKind::Unimplemented, format!("service {service}"))
     }
 
     /// The gRPC status code of an error kind.

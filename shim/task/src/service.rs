@@ -22,7 +22,7 @@ pub fn answer(supervisor: &mut Supervisor, caller: Caller, request: &Request) ->
     let Request { service, method, payload, .. } = request;
     match service.as_str() {
         "containerd.task.v3.Task" | "containerd.task.v2.Task" => {}
-        _ => return Some(Err(unknown_service(service))),
+        _ => return Some(Err(Status::unknown_service(service))),
     }
     if method == "Wait" {
         return wait(supervisor, caller, payload).transpose();
@@ -161,9 +161,4 @@ fn pids(s: &Supervisor, r: pb::PidsRequest) -> Result<pb::PidsResponse, Error> {
 fn connect(s: &Supervisor, r: pb::ConnectRequest) -> Result<pb::ConnectResponse, Error> {
     let task_pid = s.view(&r.id, "").map_or(0, |view| view.process.pid.cast_unsigned());
     Ok(pb::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").to_owned() })
-}
-
-/// In the words that daemons look for when they choose a version.
-fn unknown_service(service: &str) -> Status {
-    Status::new(ErrorKind::Unimplemented, format!("service {service}"))
 }
