@@ -16,6 +16,10 @@ pub(crate) struct Attempts {
     subject: String,
     stage: Stage,
     queue: VecDeque<Arc<Endpoint>>,
+    /// Hosts of this round that are down: asked only where no other could tell.
+    down: VecDeque<Arc<Endpoint>>,
+    /// The registry itself, not a mirror, gave a final answer.
+    settled: bool,
     current: Option<Arc<Endpoint>>,
     round: u32,
     errors: Vec<Error>,
@@ -30,6 +34,8 @@ impl Attempts {
             subject,
             stage,
             queue: VecDeque::new(),
+            down: VecDeque::new(),
+            settled: false,
             current: None,
             round: 0,
             errors: Vec::new(),
@@ -40,6 +46,9 @@ impl Attempts {
 
     /// The host to ask now, after the pause that is due; none when it is time to give up.
     pub(crate) async fn next(&mut self) -> Option<Arc<Endpoint>> {
+        if self.queue.is_empty() && !self.settled {
+            self.queue.append(&mut self.down);
+        }
         if self.queue.is_empty() {
             let pause = self.pause_before_next_round()?;
             tracing::debug!(subject = self.subject, stage = %self.stage, ?pause, "waiting before another attempt");
@@ -55,7 +64,7 @@ impl Attempts {
     /// How long this attempt may wait for the head of an answer.
     pub(crate) fn patience(&self) -> Duration {
         let config = &self.shared.config;
-        let others_left = !self.queue.is_empty();
+        let others_left = !(self.queue.is_empty() && self.down.is_empty());
         match self.stage {
             _ if !others_left => config.answer_timeout,
             Stage::FetchBlob => config.mirror_blob_timeout.min(config.answer_timeout),
@@ -82,6 +91,8 @@ impl Attempts {
         if reason.is_host_down() {
             self.shared.breaker.failed(host);
         }
+        let upstream = self.current.as_ref().is_some_and(|e| e.upstream);
+        self.settled = self.settled || (upstream && !reason.is_transient());
         let error = Error::new(self.subject.as_str(), host, self.stage, reason);
         tracing::debug!(%error, "attempt failed");
         self.errors.push(error);
@@ -96,9 +107,10 @@ impl Attempts {
     }
 
     fn start_round(&mut self) {
-        let down = |e: &&Arc<Endpoint>| self.shared.breaker.is_open(&e.host);
-        let up: VecDeque<_> = self.endpoints.iter().filter(|e| !down(e)).cloned().collect();
-        self.queue = if up.is_empty() { self.endpoints.iter().cloned().collect() } else { up };
+        let is_down = |e: &Arc<Endpoint>| self.shared.breaker.is_open(&e.host);
+        let (down, up): (VecDeque<_>, VecDeque<_>) = self.endpoints.iter().cloned().partition(is_down);
+        (self.queue, self.down) = if up.is_empty() { (down, up) } else { (up, down) };
+        self.settled = false;
     }
 
     fn pause_before_next_round(&self) -> Option<Duration> {

@@ -55,6 +55,8 @@ pub(crate) struct Transport {
 #[derive(PartialEq, Eq, Hash)]
 struct ClientKey {
     tls: bool,
+    /// Proxies of the environment count, but never for this machine itself.
+    proxied: bool,
     foreign: bool,
     skip_verify: bool,
     dial_timeout: Duration,
@@ -103,7 +105,7 @@ impl Transport {
     }
 
     async fn send_once(&self, endpoint: &Endpoint, out: &mut Outgoing, foreign: bool) -> Result<Response, Reason> {
-        let client = self.client(endpoint, out.url.scheme() == "https", foreign)?;
+        let client = self.client(endpoint, &out.url, foreign)?;
         let mut request = client.request(out.method.clone(), out.url.clone()).headers(out.headers.clone());
         if !foreign {
             request = request.headers(out.own_headers.clone());
@@ -128,8 +130,8 @@ impl Transport {
         if error.is_connect() { Reason::Connect(cause(&error)) } else { Reason::Broken(cause(&error)) }
     }
 
-    fn client(&self, endpoint: &Endpoint, tls: bool, foreign: bool) -> Result<Client, HostsError> {
-        let key = self.key(endpoint, tls, foreign);
+    fn client(&self, endpoint: &Endpoint, url: &Url, foreign: bool) -> Result<Client, HostsError> {
+        let key = self.key(endpoint, url, foreign);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
@@ -142,12 +144,14 @@ impl Transport {
         Ok(client)
     }
 
-    fn key(&self, endpoint: &Endpoint, tls: bool, foreign: bool) -> ClientKey {
+    fn key(&self, endpoint: &Endpoint, url: &Url, foreign: bool) -> ClientKey {
+        let tls = url.scheme() == "https";
         let client = endpoint.client.first().filter(|_| tls && !foreign);
         let client = client.map(|c| (c.clone(), stamp(&c.certificate), c.key.as_ref().and_then(|k| stamp(k))));
         let ca = if tls { endpoint.ca.as_slice() } else { &[] };
         ClientKey {
             tls,
+            proxied: !is_here(url),
             foreign: foreign && client.is_some(),
             skip_verify: endpoint.skip_verify && tls,
             dial_timeout: endpoint.dial_timeout.unwrap_or(self.connect_timeout),
@@ -165,7 +169,8 @@ fn stamp(path: &std::path::Path) -> Stamp {
 fn build(endpoint: &Endpoint, key: &ClientKey) -> Result<Client, HostsError> {
     let plain = Endpoint { ca: Vec::new(), client: Vec::new(), ..endpoint.clone() };
     let tls = tls::config(if key.tls { endpoint } else { &plain }, key.client.is_none(), key.tls)?;
-    Client::builder()
+    let builder = if key.proxied { Client::builder() } else { Client::builder().no_proxy() };
+    builder
         .tls_backend_preconfigured(tls)
         .user_agent(concat!("gantry/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -200,8 +205,11 @@ fn same_origin(a: &Url, b: &Url) -> bool {
 
 /// Whether credentials may be sent to `url` at all: by TLS, or without leaving this machine.
 pub(crate) fn is_private(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or("").trim_matches(['[', ']']);
-    url.scheme() == "https" || is_loopback(host)
+    url.scheme() == "https" || is_here(url)
+}
+
+fn is_here(url: &Url) -> bool {
+    is_loopback(url.host_str().unwrap_or("").trim_matches(['[', ']']))
 }
 
 fn redirect(response: &Response) -> Result<Option<Url>, Reason> {

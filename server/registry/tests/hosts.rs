@@ -97,6 +97,25 @@ async fn a_distrusted_host_is_passed_over_while_another_is_left() {
 }
 
 #[tokio::test]
+async fn a_host_that_was_down_is_asked_before_the_answer_is_no() {
+    let (mirror, server) = (fake().await, fake().await);
+    let image = small_image();
+    server.put_image("a", "v1", &image);
+    let text = format!("server = '{}'\n[host.'{}']", server.url(), mirror.url());
+    let dir = hosts_dir("registry.example", &text);
+    let reference: Reference = "registry.example/a:v1".parse().unwrap();
+    let registry = Registry::new(quick());
+    registry.distrust(&server.host());
+    assert_eq!(registry.resolve(&reference, &access_by(&dir)).await.unwrap().host, server.host());
+    // But when the registry itself says no, a mirror that is down is not waited for.
+    registry.distrust(&mirror.host());
+    mirror.clear_requests();
+    let missing: Reference = "registry.example/none:v1".parse().unwrap();
+    assert_eq!(registry.resolve(&missing, &access_by(&dir)).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(mirror.requests().is_empty());
+}
+
+#[tokio::test]
 async fn hosts_serve_only_what_they_may() {
     let (mirror, server, image) = (fake().await, fake().await, small_image());
     mirror.put_image("a", "v1", &image);

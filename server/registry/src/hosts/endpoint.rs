@@ -48,13 +48,16 @@ pub struct Endpoint {
     pub credential_domain: Option<String>,
     /// Whether this is another host than the reference names, so that it must be told for whom it answers (`?ns=`).
     pub mirror: bool,
+    /// Whether this is the registry's own server, whose word that something is not there is final.
+    pub upstream: bool,
 }
 
 impl Endpoint {
     /// The registry `host` itself, as it is without any configuration.
     pub fn of_registry(host: &str, scheme: Option<Scheme>) -> Endpoint {
         let host = if host == "docker.io" { "registry-1.docker.io" } else { host };
-        Endpoint::new(scheme.unwrap_or_else(|| default_scheme(host)), host.to_owned(), "/v2".to_owned())
+        let scheme = scheme.unwrap_or_else(|| default_scheme(host));
+        Endpoint { upstream: true, ..Endpoint::new(scheme, host.to_owned(), "/v2".to_owned()) }
     }
 
     fn new(scheme: Scheme, host: String, path: String) -> Endpoint {
@@ -74,6 +77,7 @@ impl Endpoint {
             credential_helper: None,
             credential_domain: None,
             mirror: false,
+            upstream: false,
         }
     }
 

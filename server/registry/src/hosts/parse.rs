@@ -103,6 +103,7 @@ impl File<'_> {
             None => registry.clone(),
         };
         endpoint.mirror = endpoint.host != registry.host;
+        endpoint.upstream = true;
         self.settings(root, &mut endpoint, &["server", "host"])?;
         Ok(endpoint)
     }
