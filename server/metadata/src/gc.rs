@@ -171,3 +171,183 @@ fn passes(visit: &Visit<'_>, edge: &Edge) -> Option<Target> {
 fn takes_back_references(target: &Target) -> bool {
     !matches!(target, Target::Lease(_) | Target::Sandbox(_) | Target::Ingest(_))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: i64 = 100;
+
+    fn target() -> impl Strategy<Value = Target> {
+        (0..7, 0..4).prop_map(|(kind, n): (i32, i32)| match kind {
+            0 => Target::Content(format!("d{n}")),
+            1 => Target::Snapshot { snapshotter: "s".into(), key: format!("k{n}") },
+            2 => Target::Image(format!("i{n}")),
+            3 => Target::Container(format!("c{n}")),
+            4 => Target::Sandbox(format!("p{n}")),
+            5 => Target::Lease(format!("l{n}")),
+            _ => Target::Ingest(format!("r{n}")),
+        })
+    }
+
+    fn node() -> impl Strategy<Value = Node> {
+        (0..2, target()).prop_map(|(n, target)| Node { namespace: format!("n{n}").into(), target })
+    }
+
+    fn edge() -> impl Strategy<Value = Edge> {
+        prop_oneof![
+            1 => Just(Edge::Root),
+            6 => target().prop_map(Edge::Refers),
+            3 => target().prop_map(Edge::BackRefers),
+            3 => (0..4).prop_map(|n| Edge::Parent(format!("k{n}"))),
+            2 => (NOW - 2..NOW + 3).prop_map(Edge::Expires),
+            1 => Just(Edge::Flat),
+        ]
+    }
+
+    fn graph() -> impl Strategy<Value = Graph> {
+        proptest::collection::btree_map(node(), proptest::collection::vec(edge(), 0..4), 0..30)
+    }
+
+    /// The same rules, written as "is there any reason to stay?" and asked again until nothing changes.
+    fn naive(graph: &Graph, held: &[Node]) -> Vec<Node> {
+        let has = |edges: &[Edge], edge: &dyn Fn(&Edge) -> bool| edges.iter().any(edge);
+        let expired = |edges: &[Edge]| has(edges, &|e| matches!(e, Edge::Expires(at) if *at < NOW));
+        let root = |node: &Node, edges: &[Edge]| match &node.target {
+            Target::Container(_) | Target::Sandbox(_) => true,
+            Target::Image(_) | Target::Lease(_) => !expired(edges),
+            Target::Ingest(_) => has(edges, &|e| matches!(e, Edge::Expires(at) if *at >= NOW)),
+            _ => has(edges, &|e| *e == Edge::Root),
+        };
+        // Alive wholly, and alive flatly.
+        let mut whole: HashSet<Node> = held.iter().cloned().collect();
+        whole.extend(graph.iter().filter(|(n, e)| root(n, e)).map(|(n, _)| n.clone()));
+        let mut flat: HashSet<Node> = HashSet::new();
+        loop {
+            let before = (whole.len(), flat.len());
+            for (node, edges) in graph {
+                let near = |target: Target| Node { namespace: node.namespace.clone(), target };
+                let is_flat_lease = matches!(node.target, Target::Lease(_)) && edges.contains(&Edge::Flat);
+                for edge in edges {
+                    match (edge, &node.target) {
+                        (
+                            Edge::BackRefers(to),
+                            Target::Content(_) | Target::Snapshot { .. } | Target::Image(_) | Target::Container(_),
+                        ) if whole.contains(&near(to.clone())) => {
+                            whole.insert(node.clone());
+                        }
+                        (Edge::Parent(key), Target::Snapshot { snapshotter, .. }) => {
+                            let parent = near(Target::Snapshot { snapshotter: snapshotter.clone(), key: key.clone() });
+                            if whole.contains(node) {
+                                whole.insert(parent.clone());
+                            }
+                            if flat.contains(node) {
+                                flat.insert(parent);
+                            }
+                        }
+                        (Edge::Refers(to), from) => {
+                            if whole.contains(node) && !is_flat_lease {
+                                whole.insert(near(to.clone()));
+                            }
+                            if whole.contains(node) && is_flat_lease {
+                                flat.insert(near(to.clone()));
+                            }
+                            let is_content = matches!(to, Target::Content(_));
+                            if flat.contains(node) && matches!(from, Target::Image(_)) && is_content {
+                                flat.insert(near(to.clone()));
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            if before == (whole.len(), flat.len()) {
+                let stays = |n: &Node| matches!(n.target, Target::Container(_) | Target::Sandbox(_));
+                let dead = |n: &&Node| !stays(n) && !whole.contains(*n) && !flat.contains(*n);
+                return graph.keys().filter(dead).cloned().collect();
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn marking_agrees_with_a_naive_model(
+            mut graph in graph(),
+            held in proptest::collection::vec(node(), 0..2),
+        ) {
+            // Flatly reached leases do not occur: nothing refers to a lease.
+            for edges in graph.values_mut() {
+                edges.retain(|e| !matches!(e, Edge::Refers(Target::Lease(_))));
+            }
+            let removed: Vec<Node> = mark(&graph, &held, NOW).into_iter().map(|removal| removal.node).collect();
+            prop_assert_eq!(removed, naive(&graph, &held));
+        }
+
+        #[test]
+        fn what_remains_after_a_collection_needs_no_second_one(graph in graph()) {
+            let mut rest = graph.clone();
+            for removal in mark(&graph, &[], NOW) {
+                rest.remove(&removal.node);
+            }
+            prop_assert_eq!(mark(&rest, &[], NOW), Vec::new());
+        }
+    }
+
+    fn at(target: Target) -> Node {
+        Node { namespace: "n".into(), target }
+    }
+
+    fn content(digest: &str) -> Target {
+        Target::Content(digest.into())
+    }
+
+    fn snapshot(key: &str) -> Target {
+        Target::Snapshot { snapshotter: "overlayfs".into(), key: key.into() }
+    }
+
+    #[test]
+    fn an_image_keeps_its_whole_tree_until_it_expires() {
+        let mut graph = Graph::from([
+            (at(Target::Image("i".into())), vec![Edge::Refers(content("manifest"))]),
+            (at(content("manifest")), vec![Edge::Refers(content("layer")), Edge::Refers(content("absent"))]),
+            (at(content("layer")), vec![Edge::Refers(snapshot("top"))]),
+            (at(snapshot("top")), vec![Edge::Parent("base".into())]),
+            (at(snapshot("base")), vec![]),
+        ]);
+        assert_eq!(mark(&graph, &[], NOW), []);
+        graph.get_mut(&at(Target::Image("i".into()))).unwrap().push(Edge::Expires(NOW));
+        assert_eq!(mark(&graph, &[], NOW), []);
+        let removed = mark(&graph, &[], NOW + 1);
+        assert_eq!(removed.len(), 5);
+        assert_eq!(removed.iter().filter(|r| r.reason == Reason::Expired).count(), 1);
+    }
+
+    #[test]
+    fn a_flat_lease_keeps_what_it_names_and_the_parents_of_snapshots_only() {
+        let lease = at(Target::Lease("l".into()));
+        let graph = Graph::from([
+            (lease, vec![Edge::Flat, Edge::Refers(content("manifest")), Edge::Refers(snapshot("top"))]),
+            (at(content("manifest")), vec![Edge::Refers(content("layer"))]),
+            (at(content("layer")), vec![]),
+            (at(snapshot("top")), vec![Edge::Parent("base".into()), Edge::Refers(content("layer"))]),
+            (at(snapshot("base")), vec![]),
+        ]);
+        let removed: Vec<Node> = mark(&graph, &[], NOW).into_iter().map(|r| r.node).collect();
+        assert_eq!(removed, [at(content("layer"))]);
+    }
+
+    #[test]
+    fn edges_do_not_leave_their_namespace() {
+        let other = Node { namespace: "other".into(), target: content("d") };
+        let graph = Graph::from([
+            (at(Target::Image("i".into())), vec![Edge::Refers(content("d"))]),
+            (at(content("d")), vec![]),
+            (other.clone(), vec![]),
+        ]);
+        assert_eq!(mark(&graph, &[], NOW), [Removal { node: other, reason: Reason::Unreferenced }]);
+    }
+}
