@@ -1,11 +1,21 @@
 //! A container: created from a bundle, started, executed in, signalled, frozen, limited, measured, deleted.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::cgroups::{self, Cgroup, OomSource};
+use crate::create;
+use crate::error::{Error, Result};
+use crate::exec;
+use crate::hooks;
+use crate::namespaces;
+use crate::process::executable_error;
+use crate::seccomp::Program;
 use crate::spec::{ConsoleSize, Process, Resources, Spec, State};
+use crate::state::{self, Record};
 use crate::stats::Stats;
+use crate::sys::{self, Fd};
 
 /// Who makes cgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,6 +130,8 @@ impl Status {
 #[derive(Debug)]
 pub struct OomWatch {
     fd: OwnedFd,
+    source: OomSource,
+    seen: u64,
 }
 
 impl AsFd for OomWatch {
@@ -132,118 +144,288 @@ impl OomWatch {
     /// After the descriptor became readable: takes the notice and returns how many kills are new. 0 means that the
     /// cgroup is gone or nothing happened. Never blocks.
     pub fn take(&mut self) -> Result<u64> {
-        todo!()
+        cgroups::take_oom(&self.fd, &self.source, &mut self.seen)
+    }
+
+    pub(crate) fn new(fd: OwnedFd, source: OomSource) -> OomWatch {
+        OomWatch { fd, source, seen: 0 }
     }
 }
 
 /// A container.
 #[derive(Debug)]
-pub struct Container {}
+pub struct Container {
+    /// `STATE_DIR/ID`.
+    pub(crate) directory: PathBuf,
+    pub(crate) record: Record,
+    /// The configuration, without what only its making needed.
+    pub(crate) spec: Spec,
+    /// The compiled filter, for executed processes.
+    pub(crate) seccomp: Option<Program>,
+    pub(crate) pidfd: Option<OwnedFd>,
+    /// To the waiting init.
+    pub(crate) socket: Option<Fd>,
+    pub(crate) console: Option<OwnedFd>,
+}
+
+/// The fifo that holds the init back ([`Gate::Fifo`]).
+pub(crate) const FIFO: &str = "exec.fifo";
 
 impl Container {
     /// Makes the container and leaves its init waiting for [`Container::start`]. On error nothing is left behind.
     /// The init is a child of the caller, who reaps it.
     pub fn create(options: CreateOptions<'_>) -> Result<Container> {
-        let _ = options;
-        todo!()
+        create::create(options)
     }
 
     /// Takes up a container from its persisted state, after the death of whoever created it.
     pub fn load(state_dir: &Path, id: &str) -> Result<Container> {
-        let _ = (state_dir, id);
-        todo!()
+        let record = Record::read(state_dir, id)?;
+        let pidfd = open_init(&record);
+        // A bundle that is gone must not keep a container from being deleted.
+        let spec = Spec::load(&record.bundle).unwrap_or_default();
+        let seccomp = spec.linux.seccomp.as_ref().map(crate::seccomp::compile).transpose().unwrap_or_default();
+        let directory = state_dir.join(id);
+        Ok(Container { directory, record, spec, seccomp, pidfd, socket: None, console: None })
     }
 
     /// Its id.
     pub fn id(&self) -> &str {
-        todo!()
+        &self.record.id
+    }
+
+    /// The bundle's directory.
+    pub fn bundle(&self) -> &Path {
+        &self.record.bundle
     }
 
     /// The init's process id on the host.
     pub fn pid(&self) -> i32 {
-        todo!()
+        self.record.pid
+    }
+
+    /// When it was created, seconds since 1970.
+    pub fn created(&self) -> u64 {
+        self.record.created
+    }
+
+    /// Its configuration, without mounts and seccomp. After [`Container::load`] as the bundle has it now.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// Readable when the init has ended. `None` for a container loaded after its init's end.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        todo!()
+        self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
     /// Master of the init's terminal, once.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
-        todo!()
+        self.console.take()
     }
 
     /// Lets the init execute its program; returns when it has, or why it could not. Runs startContainer and
     /// poststart hooks.
     pub fn start(&mut self) -> Result<()> {
-        todo!()
+        match self.status() {
+            Status::Created => {}
+            other => return Err(self.refuse("start", other)),
+        }
+        exec::start_hooks(self)?;
+        match self.socket.take() {
+            Some(socket) => self.release(&socket)?,
+            None => self.release_fifo()?,
+        }
+        if self.spec.hooks.poststart.is_empty() {
+            return Ok(());
+        }
+        // The program runs: a failing poststart hook does not change that (runtime-spec, lifecycle step 9).
+        let _ = hooks::run_all("poststart", &self.spec.hooks.poststart, &self.state());
+        Ok(())
+    }
+
+    fn release(&self, socket: &Fd) -> Result<()> {
+        namespaces::reply(socket)?;
+        match namespaces::try_receive(socket, 60_000)? {
+            // execve closed the socket.
+            None => Ok(()),
+            Some((message, _)) => {
+                let program = self.spec.process.as_ref().and_then(|process| process.args.first());
+                let program = program.map_or("", String::as_str);
+                Err(executable_error(program, false, message.errno))
+            }
+        }
+    }
+
+    fn release_fifo(&self) -> Result<()> {
+        let path = self.directory.join(FIFO);
+        let name = crate::plan::c_path(&path)?;
+        let failed = |errno| Error::file("open", &path, std::io::Error::from_raw_os_error(errno));
+        // Non-blocking: without the waiting init there is no reader, which is an error and not a wait.
+        let fifo = sys::openat(libc::AT_FDCWD, &name, libc::O_WRONLY | libc::O_NONBLOCK).map_err(failed)?;
+        sys::write_once(fifo.0, b"+").map_err(failed)?;
+        std::fs::remove_file(&path).map_err(|source| Error::file("remove", &path, source))
     }
 
     /// Executes a further process in the container's namespaces and cgroup.
     pub fn exec(&self, options: ExecOptions<'_>) -> Result<Child> {
-        let _ = options;
-        todo!()
+        match self.status() {
+            Status::Running | Status::Created => exec::exec(self, options),
+            other => Err(self.refuse("exec in", other)),
+        }
     }
 
-    /// Signals the init, or with `all` every process of the container's cgroup. A gone init is [`crate::Error::Gone`].
+    /// Signals the init, or with `all` every process of the container's cgroup. A gone init is [`Error::Gone`].
     pub fn kill(&self, signal: i32, all: bool) -> Result<()> {
-        let _ = (signal, all);
-        todo!()
+        if all {
+            return self.record.cgroup.signal(signal);
+        }
+        let gone = || Error::Gone { id: self.record.id.clone() };
+        let pidfd = self.pidfd.as_ref().ok_or_else(gone)?;
+        if self.has_ended() {
+            return Err(gone());
+        }
+        match sys::pidfd_send_signal(pidfd.as_raw_fd(), signal) {
+            Err(libc::ESRCH) => Err(gone()),
+            other => other.map_err(|errno| Error::system("signal the init", std::io::Error::from_raw_os_error(errno))),
+        }?;
+        // A frozen v1 cgroup does not let even SIGKILL through.
+        if signal == libc::SIGKILL && self.record.cgroup.is_frozen() {
+            self.record.cgroup.freeze(false)?;
+        }
+        Ok(())
     }
 
     /// Every process of the container's cgroup, by host process id.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        todo!()
+        self.record.cgroup.pids()
     }
 
     /// Freezes every process; returns when frozen.
     pub fn pause(&mut self) -> Result<()> {
-        todo!()
+        match self.status() {
+            Status::Running | Status::Created => self.record.cgroup.freeze(true),
+            other => Err(self.refuse("pause", other)),
+        }
     }
 
     /// Thaws every process.
     pub fn resume(&mut self) -> Result<()> {
-        todo!()
+        match self.status() {
+            Status::Paused => self.record.cgroup.freeze(false),
+            other => Err(self.refuse("resume", other)),
+        }
     }
 
     /// Changes limits; absent members stay as they are.
     pub fn update(&mut self, resources: &Resources) -> Result<()> {
-        let _ = resources;
-        todo!()
+        self.record.cgroup.update(resources)
     }
 
     /// What the container has used.
     pub fn stats(&self) -> Result<Stats> {
-        todo!()
+        self.record.cgroup.stats()
     }
 
     /// Watches for kills for lack of memory.
     pub fn oom_watch(&self) -> Result<OomWatch> {
-        todo!()
+        self.record.cgroup.oom_watch()
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.pidfd {
+            None => true,
+            Some(pidfd) => sys::readable(pidfd.as_raw_fd(), 0) != Ok(false),
+        }
     }
 
     /// Where it is in its life, seen now.
     pub fn status(&self) -> Status {
-        todo!()
+        if self.record.pid == 0 {
+            return Status::Creating;
+        }
+        if self.has_ended() {
+            return Status::Stopped;
+        }
+        if self.socket.is_some() || self.directory.join(FIFO).exists() {
+            return Status::Created;
+        }
+        if self.record.cgroup.is_frozen() { Status::Paused } else { Status::Running }
     }
 
     /// The specification's state document.
     pub fn state(&self) -> State {
-        todo!()
+        let status = self.status();
+        let pid = if matches!(status, Status::Stopped | Status::Creating) { 0 } else { self.record.pid };
+        self.state_as(status, pid)
+    }
+
+    pub(crate) fn state_as(&self, status: Status, pid: i32) -> State {
+        State {
+            oci_version: self.record.oci_version.clone(),
+            id: self.record.id.clone(),
+            status: status.as_str().to_owned(),
+            pid,
+            bundle: self.record.bundle.clone(),
+            annotations: self.record.annotations.clone(),
+        }
     }
 
     /// Clears away cgroups and state and runs poststop hooks. Refused while the init lives, unless `force`, which
     /// kills every process first. Repeating it after a failure is safe.
     pub fn delete(&mut self, force: bool) -> Result<()> {
-        let _ = force;
-        todo!()
+        let status = self.status();
+        if !force && !matches!(status, Status::Stopped | Status::Creating) {
+            return Err(self.refuse("delete", status));
+        }
+        self.socket = None;
+        if force && !self.has_ended() {
+            let _ = self.kill(libc::SIGKILL, false);
+        }
+        clear(&self.directory, &self.record.cgroup)?;
+        if self.spec.hooks.poststop.is_empty() {
+            return Ok(());
+        }
+        let _ = hooks::run_all("poststop", &self.spec.hooks.poststop, &self.state_as(Status::Stopped, 0));
+        Ok(())
     }
 
     /// Clears away what a container left whose creator died at any point, known only by its state directory: kills
     /// what is in its cgroups. No state is success.
     pub fn purge(state_dir: &Path, id: &str) -> Result<()> {
-        let _ = (state_dir, id);
-        todo!()
+        match Container::load(state_dir, id) {
+            Ok(mut container) => container.delete(true),
+            Err(Error::NotFound { .. }) => remove_directory(&state_dir.join(id)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn refuse(&self, action: &'static str, status: Status) -> Error {
+        Error::State { action, id: self.record.id.clone(), status: status.as_str() }
+    }
+}
+
+/// Removes a container's processes, cgroups and state, in this order: the state says where the others are.
+pub(crate) fn clear(directory: &Path, cgroup: &Cgroup) -> Result<()> {
+    cgroup.destroy()?;
+    remove_directory(directory)
+}
+
+fn remove_directory(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| Error::file("remove", directory, source)),
+    }
+}
+
+/// The init's pidfd, if the process of that number is still the one that was recorded.
+fn open_init(record: &Record) -> Option<OwnedFd> {
+    if record.pid <= 0 {
+        return None;
+    }
+    let pidfd = sys::pidfd_open(record.pid).ok()?;
+    match state::start_time(record.pid) {
+        Some((start, _)) if start == record.start_time => Some(create::own(pidfd)),
+        _ => None,
     }
 }

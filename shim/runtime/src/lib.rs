@@ -8,10 +8,24 @@
 //! Deliberately knows nothing of images, snapshots, stdio copying, events or who waits: the caller owns the streams,
 //! polls the pidfd and reaps.
 
+mod capabilities;
+mod cgroups;
 mod container;
+mod create;
 mod error;
+mod exec;
+mod hooks;
+mod init;
+mod namespaces;
+mod plan;
+mod process;
+mod rlimits;
+mod rootfs;
+mod seccomp;
 pub mod spec;
+mod state;
 pub mod stats;
+mod sys;
 
 pub use container::{CgroupDriver, Child, Container, CreateOptions, ExecOptions, Gate, OomWatch, Status, Stdio};
 pub use error::{Error, Result};

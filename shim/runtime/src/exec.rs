@@ -1,0 +1,159 @@
+//! Further processes in a running container: joined through its init's pidfd and made in its cgroup, by this very
+//! process; no program of ours is executed in between.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::container::{Child, Container, ExecOptions, Status, Stdio};
+use crate::create::{failure, own, personality, send_listener, set_oom_score};
+use crate::error::{Error, Result};
+use crate::namespaces::{self, Spawned};
+use crate::plan::{Ask, Op, c_string};
+use crate::process::{self, Settings};
+use crate::spec::{NamespaceKind, Process};
+use crate::sys::{self, Fd};
+use crate::{hooks, rlimits, rootfs};
+
+/// See [`Container::exec`].
+pub(crate) fn exec(container: &Container, options: ExecOptions<'_>) -> Result<Child> {
+    options.process.validate()?;
+    let process = inherit(container, options.process);
+    for limit in &process.rlimits {
+        rlimits::parse(limit)?;
+    }
+    let proc = namespaces::host_proc()?;
+    let ops = plan(container, &process, options)?;
+    let cgroup = container.record.cgroup.unified_directory()?;
+    let pid_namespace = container.spec.namespace(NamespaceKind::Pid).is_some();
+    let init = init_pidfd(container)?;
+    let spawned = namespaces::spawn_beside(&init, pid_namespace, cgroup.as_ref(), &ops, &proc)?;
+    match attend(container, &process, &ops, &spawned) {
+        Ok(console) => Ok(Child { pid: spawned.pid, pidfd: own(spawned.pidfd), console: console.map(own) }),
+        Err(error) => {
+            let _ = sys::pidfd_send_signal(spawned.pidfd.0, libc::SIGKILL);
+            let _ = sys::wait_pid(spawned.pid);
+            Err(error)
+        }
+    }
+}
+
+/// A process without labels of its own has the init's.
+fn inherit(container: &Container, process: &Process) -> Process {
+    let mut process = process.clone();
+    if let Some(init) = &container.spec.process {
+        if process.capabilities.is_none() {
+            process.capabilities.clone_from(&init.capabilities);
+        }
+        if process.apparmor_profile.is_empty() {
+            process.apparmor_profile.clone_from(&init.apparmor_profile);
+        }
+        if process.selinux_label.is_empty() {
+            process.selinux_label.clone_from(&init.selinux_label);
+        }
+    }
+    process
+}
+
+fn init_pidfd(container: &Container) -> Result<Fd> {
+    let gone = || Error::Gone { id: container.record.id.clone() };
+    let pidfd = container.pidfd.as_ref().ok_or_else(gone)?;
+    let copy = sys::raw!(libc::SYS_fcntl, pidfd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3);
+    copy.map(|fd| Fd(fd as i32)).map_err(|errno| Error::system("copy pidfd", std::io::Error::from_raw_os_error(errno)))
+}
+
+fn plan(container: &Container, process: &Process, options: ExecOptions<'_>) -> Result<Vec<Op>> {
+    let affinity = process.exec_cpu_affinity.clone().unwrap_or_default();
+    let mask = |list: &str| process::cpu_mask("process.execCPUAffinity", list);
+    let mut ops = vec![Op::Session];
+    if !container.record.no_new_keyring {
+        ops.push(Op::Keyring(c_string(&format!("_ses.{}", container.record.id))?));
+    }
+    if !affinity.initial.is_empty() {
+        ops.push(Op::Affinity(mask(&affinity.initial)?));
+    }
+    ops.push(Op::JoinCgroups(container.record.cgroup.join_files()?));
+    if !affinity.last.is_empty() {
+        ops.push(Op::Affinity(mask(&affinity.last)?));
+    }
+    ops.push(Op::Setns { fd: init_pidfd(container)?, flags: flags(container), what: "the container's namespaces".into() });
+    if container.spec.namespace(NamespaceKind::User).is_some() {
+        ops.push(Op::BecomeRoot);
+    }
+    ops.extend(personality(&container.spec)?.map(Op::Personality));
+    ops.extend(process::operations(Settings {
+        process,
+        stdio: options.stdio,
+        preserve_fds: options.preserve_fds,
+        seccomp: container.seccomp.clone(),
+        gate: None,
+        home: home(container, process),
+    })?);
+    Ok(ops)
+}
+
+/// The namespaces to join: those the container does not share with us. The pid namespace is entered by being born.
+fn flags(container: &Container) -> i32 {
+    let kinds = container.spec.linux.namespaces.iter().filter_map(|entry| NamespaceKind::parse(&entry.kind));
+    kinds.filter(|kind| *kind != NamespaceKind::Pid).fold(0, |flags, kind| flags | kind.flag())
+}
+
+fn home(container: &Container, process: &Process) -> Option<String> {
+    if process.env.iter().any(|variable| variable.starts_with("HOME=")) {
+        return None;
+    }
+    let root = c_string(&format!("/proc/{}/root", container.record.pid)).ok()?;
+    let root = sys::openat(libc::AT_FDCWD, &root, libc::O_PATH | libc::O_DIRECTORY).ok()?;
+    Some(rootfs::home(root.0, process.user.uid))
+}
+
+/// Serves the process until its program runs, which closes the socket.
+fn attend(container: &Container, process: &Process, ops: &[Op], spawned: &Spawned) -> Result<Option<Fd>> {
+    if let Some(score) = process.oom_score_adj {
+        set_oom_score(spawned.pid, score)?;
+    }
+    rlimits::set(spawned.pid, &process.rlimits)?;
+    let mut console = None;
+    while let Some((message, fd)) = namespaces::try_receive(&spawned.socket, 60_000)? {
+        match Ask::from_number(message.kind) {
+            None => return Err(failure(ops, &message)),
+            Some(Ask::Console) => console = fd,
+            Some(Ask::Listener) => {
+                let state = container.state_as(Status::Running, spawned.pid);
+                send_listener(container.spec.linux.seccomp.as_ref(), &state, fd)?;
+            }
+            Some(_) => {}
+        }
+        namespaces::reply(&spawned.socket)?;
+    }
+    Ok(console)
+}
+
+/// Runs startContainer hooks: programs of the image, in the container, with no more rights than its own process.
+pub(crate) fn start_hooks(container: &Container) -> Result<()> {
+    let Some(init) = &container.spec.process else { return Ok(()) };
+    for hook in &container.spec.hooks.start_container {
+        let failed = |reason: String| Error::Hook { stage: "startContainer", path: hook.path.clone(), reason };
+        let mut args = hook.args.clone();
+        let path = hook.path.to_string_lossy().into_owned();
+        match args.first_mut() {
+            Some(first) => *first = path,
+            None => args.push(path),
+        }
+        let process = Process { args, env: hook.env.clone(), terminal: false, ..init.clone() };
+        let stdin = hooks::state_pipe(&container.state_as(Status::Created, container.record.pid))?;
+        let stdio = Stdio::Fds([Some(stdin.as_fd()), None, None]);
+        let child = exec(container, ExecOptions { process: &process, stdio, preserve_fds: 0 })
+            .map_err(|error| failed(error.to_string()))?;
+        let wait = hook.timeout.filter(|seconds| *seconds > 0).map_or(-1, |seconds| (seconds as i32).saturating_mul(1000));
+        let ended = sys::readable(child.pidfd.as_raw_fd(), wait) == Ok(true);
+        if !ended {
+            let _ = sys::pidfd_send_signal(child.pidfd.as_raw_fd(), libc::SIGKILL);
+        }
+        let status = sys::wait_pid(child.pid).unwrap_or(-1);
+        match (ended, status) {
+            (true, 0) => {}
+            (true, status) => return Err(failed(format!("wait status {status:#x}"))),
+            (false, _) => return Err(failed("timed out and was killed".to_owned())),
+        }
+    }
+    Ok(())
+}
