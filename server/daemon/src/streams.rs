@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, stream};
 use gantry_api::pb::containerd::types::transfer::{Data, WindowUpdate};
 use gantry_types::Namespace;
-use prost::{Message as _, Name};
+use prost::Name;
 use prost_types::Any;
 use tokio::io::{AsyncRead, AsyncReadExt as _, DuplexStream};
 use tokio::sync::mpsc;
@@ -58,7 +58,7 @@ impl Streams {
         waiting.last += 1;
         let number = waiting.last;
         waiting.by_name.insert(name.clone(), (number, Peer { incoming, outgoing: sender }));
-        Ok(Outgoing { receiver, entry: Entry { streams: self.clone(), name, number } })
+        Ok(Outgoing { receiver, _entry: Entry { streams: self.clone(), name, number } })
     }
 
     /// Takes a stream; it is the caller's from now on, and ends when dropped.
@@ -75,7 +75,7 @@ impl Streams {
 /// Our messages to a client. Dropped when the client goes away: then the stream is no longer to be had.
 pub(crate) struct Outgoing {
     receiver: mpsc::Receiver<Any>,
-    entry: Entry,
+    _entry: Entry,
 }
 
 impl Stream for Outgoing {
@@ -117,7 +117,7 @@ impl Peer {
     ///
     /// # Errors
     /// [`Gone`].
-    pub(crate) async fn send<M: Name>(&self, message: &M) -> Result<(), Gone> {
+    pub(crate) async fn send<M: Name>(&mut self, message: &M) -> Result<(), Gone> {
         let any = Any { type_url: M::full_name(), value: message.encode_to_vec() };
         self.outgoing.send(any).await.map_err(|_| Gone)
     }
@@ -140,7 +140,7 @@ impl Peer {
     }
 
     /// Waits until everything sent has been handed to the connection.
-    pub(crate) async fn flush(&self) {
+    pub(crate) async fn flush(&mut self) {
         // All places of the queue are free then; where the client is gone there is nothing to wait for.
         let _ = self.outgoing.reserve_many(QUEUE).await;
     }

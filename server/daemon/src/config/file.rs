@@ -66,6 +66,7 @@ pub(super) fn apply(config: &mut Config, path: &Path, text: &str) -> Result<Vec<
     })?;
     let mut leaves = Vec::new();
     flatten(table.get_ref(), &mut Vec::new(), &mut leaves);
+    leaves.sort_by_key(|leaf| leaf.span.start);
     let (mut notices, mut mistakes) = (Vec::new(), Vec::new());
     for leaf in leaves {
         match leaf.apply(config) {
@@ -187,9 +188,9 @@ mod tests {
         assert_eq!(
             notices,
             [
+                "config.toml:1: unknown key `rot`; did you mean `root`?",
                 "config.toml:4: unknown key `grpc.adress`; did you mean `grpc.address`?",
                 "config.toml:6: unknown key `nonsense.x`",
-                "config.toml:1: unknown key `rot`; did you mean `root`?",
             ]
         );
     }
@@ -209,9 +210,9 @@ mod tests {
         assert_eq!(
             mistakes,
             [
-                "config.toml:4: `debug.level` must be one of trace, debug, info, warn, error, fatal, panic",
-                "config.toml:2: `root` must be an absolute path",
                 "config.toml:1: `version` must be a version from 1 to 4",
+                "config.toml:2: `root` must be an absolute path",
+                "config.toml:4: `debug.level` must be one of trace, debug, info, warn, error, fatal, panic",
             ]
         );
     }

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use gantry_api::convert::{any_from_wire, any_to_wire, labels_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::containers::v1 as wire;
 use gantry_api::pb::containerd::services::containers::v1::containers_server::Containers;
-use gantry_engine::containers::Container;
+use gantry_engine::containers::{Container, Runtime};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{filter, paths, required};
@@ -50,9 +50,6 @@ impl Containers for Services {
         let scope = scope::of(&request)?;
         let request = request.into_inner();
         let wanted = from_wire(required(request.container, "container")?)?;
-        if wanted.id.is_empty() {
-            return Err(Status::invalid_argument("Container.ID required"));
-        }
         let fields = paths(request.update_mask);
         let now = self.engine.containers.update(&scope, wanted, &fields).await.map_err(status::of)?;
         Ok(Response::new(wire::UpdateContainerResponse { container: Some(to_wire(now)) }))
@@ -69,34 +66,33 @@ fn from_wire(container: wire::Container) -> Result<Container, Status> {
     let runtime = container.runtime.unwrap_or_default();
     let extensions: BTreeMap<_, _> = container.extensions.into_iter().map(|(k, v)| (k, any_from_wire(v))).collect();
     Ok(Container {
-        id: container.id,
+        id: container.id.parse().map_err(status::of)?,
         labels: labels_from_wire(container.labels).map_err(status::of)?,
         image: container.image,
-        runtime: runtime.name,
-        runtime_options: runtime.options.map(any_from_wire),
+        runtime: Runtime { name: runtime.name, options: runtime.options.map(any_from_wire) },
         spec: container.spec.map(any_from_wire),
         snapshotter: container.snapshotter,
         snapshot_key: container.snapshot_key,
         extensions,
-        sandbox: container.sandbox,
+        sandbox_id: container.sandbox,
         created: UNIX_EPOCH,
         updated: UNIX_EPOCH,
     })
 }
 
 fn to_wire(container: Container) -> wire::Container {
-    let options = container.runtime_options.map(any_to_wire);
+    let Runtime { name, options } = container.runtime;
     wire::Container {
-        id: container.id,
+        id: container.id.into(),
         labels: container.labels,
         image: container.image,
-        runtime: Some(wire::container::Runtime { name: container.runtime, options }),
+        runtime: Some(wire::container::Runtime { name, options: options.map(any_to_wire) }),
         spec: container.spec.map(any_to_wire),
         snapshotter: container.snapshotter,
         snapshot_key: container.snapshot_key,
         created_at: Some(time_to_wire(container.created)),
         updated_at: Some(time_to_wire(container.updated)),
         extensions: container.extensions.into_iter().map(|(k, v)| (k, any_to_wire(v))).collect(),
-        sandbox: container.sandbox,
+        sandbox: container.sandbox_id,
     }
 }

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use gantry_api::convert::{labels_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::content::v1 as wire;
 use gantry_api::pb::containerd::services::content::v1::content_server::Content;
-use gantry_engine::content::{CHUNK, Info, ReaderAt, Status};
+use gantry_engine::content::{Blob, CHUNK, ReaderAt, Status};
 use tonic::{Request, Response, Streaming, async_trait};
 
 use super::decode::{digest, filter, paths, required, signed};
@@ -23,7 +23,7 @@ impl Content for Services {
         let scope = scope::of(&request)?;
         let digest = digest(&request.get_ref().digest)?;
         let info = self.engine.content.info(&scope, &digest).await.map_err(status::of)?;
-        Ok(Response::new(wire::InfoResponse { info: Some(info_to_wire(info)) }))
+        Ok(Response::new(wire::InfoResponse { info: Some(blob_to_wire(info)) }))
     }
 
     async fn update(&self, request: Request<wire::UpdateRequest>) -> Reply<wire::UpdateResponse> {
@@ -34,7 +34,7 @@ impl Content for Services {
         let labels = labels_from_wire(wanted.labels).map_err(status::of)?;
         let fields = paths(request.update_mask);
         let info = self.engine.content.update(&scope, &digest, labels, &fields).await.map_err(status::of)?;
-        Ok(Response::new(wire::UpdateResponse { info: Some(info_to_wire(info)) }))
+        Ok(Response::new(wire::UpdateResponse { info: Some(blob_to_wire(info)) }))
     }
 
     type ListStream = Answers<wire::ListContentResponse>;
@@ -43,7 +43,7 @@ impl Content for Services {
         let scope = scope::of(&request)?;
         let filter = filter(&request.get_ref().filters)?;
         let infos = self.engine.content.list(&scope, &filter).await.map_err(status::of)?;
-        let batches = stream::iter(infos).map(info_to_wire).chunks(LIST_BATCH);
+        let batches = stream::iter(infos).map(blob_to_wire).chunks(LIST_BATCH);
         Ok(Response::new(batches.map(|info| Ok(wire::ListContentResponse { info })).boxed()))
     }
 
@@ -124,13 +124,13 @@ fn whole(data: Bytes, len: usize) -> Result<Bytes, tonic::Status> {
     }
 }
 
-fn info_to_wire(info: Info) -> wire::Info {
+fn blob_to_wire(blob: Blob) -> wire::Info {
     wire::Info {
-        digest: info.digest.to_string(),
-        size: signed(info.size),
-        created_at: Some(time_to_wire(info.created)),
-        updated_at: Some(time_to_wire(info.updated)),
-        labels: info.labels,
+        digest: blob.digest.to_string(),
+        size: signed(blob.size),
+        created_at: Some(time_to_wire(blob.created)),
+        updated_at: Some(time_to_wire(blob.updated)),
+        labels: blob.labels,
     }
 }
 

@@ -1,10 +1,12 @@
 //! `containerd.services.images.v1`.
 
-use gantry_api::convert::{descriptor_from_wire, descriptor_to_wire, labels_from_wire, time_to_wire};
+use std::time::UNIX_EPOCH;
+
+use gantry_api::convert::{descriptor_from_wire, descriptor_to_wire, labels_from_wire, time_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::images::v1 as wire;
 use gantry_api::pb::containerd::services::images::v1::images_server::Images;
 use gantry_engine::images::Image;
-use gantry_types::{Descriptor, Labels};
+use prost_types::Timestamp;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{digest, filter, paths, required};
@@ -28,8 +30,9 @@ impl Images for Services {
 
     async fn create(&self, request: Request<wire::CreateImageRequest>) -> Reply<wire::CreateImageResponse> {
         let scope = scope::of(&request)?;
-        let (name, target, labels) = parts(request.into_inner().image)?;
-        let image = self.engine.images.create(&scope, &name, target, labels).await.map_err(status::of)?;
+        let request = request.into_inner();
+        let wanted = from_wire(request.image, request.source_date_epoch)?;
+        let image = self.engine.images.create(&scope, wanted).await.map_err(status::of)?;
         Ok(Response::new(wire::CreateImageResponse { image: Some(to_wire(image)) }))
     }
 
@@ -38,15 +41,15 @@ impl Images for Services {
         let request = request.into_inner();
         let fields = paths(request.update_mask);
         let mut wanted = required(request.image, "image")?;
-        if !fields.iter().any(|path| path.starts_with("target") || path.starts_with("annotations"))
-            && !fields.is_empty()
+        if !fields.is_empty()
+            && !fields.iter().any(|path| path.starts_with("target") || path.starts_with("annotations"))
         {
             // Not read then; keeps a client that sends labels alone from having to invent a digest.
             let now = self.engine.images.get(&scope, &wanted.name).await.map_err(status::of)?;
             wanted.target = Some(descriptor_to_wire(&now.target));
         }
-        let (name, target, labels) = parts(Some(wanted))?;
-        let image = self.engine.images.update(&scope, &name, target, labels, &fields).await.map_err(status::of)?;
+        let wanted = from_wire(Some(wanted), request.source_date_epoch)?;
+        let image = self.engine.images.update(&scope, wanted, &fields).await.map_err(status::of)?;
         Ok(Response::new(wire::UpdateImageResponse { image: Some(to_wire(image)) }))
     }
 
@@ -60,14 +63,19 @@ impl Images for Services {
     }
 }
 
-fn parts(image: Option<wire::Image>) -> Result<(String, Descriptor, Labels), Status> {
+fn from_wire(image: Option<wire::Image>, epoch: Option<Timestamp>) -> Result<Image, Status> {
     let image = required(image, "image")?;
     if image.name.is_empty() {
         return Err(Status::invalid_argument("Image.Name required"));
     }
-    let target = descriptor_from_wire(required(image.target, "image.target")?).map_err(status::of)?;
-    let labels = labels_from_wire(image.labels).map_err(status::of)?;
-    Ok((image.name, target, labels))
+    let epoch = epoch.map(time_from_wire).transpose().map_err(status::of)?.unwrap_or(UNIX_EPOCH);
+    Ok(Image {
+        name: image.name,
+        target: descriptor_from_wire(required(image.target, "image.target")?).map_err(status::of)?,
+        labels: labels_from_wire(image.labels).map_err(status::of)?,
+        created: epoch,
+        updated: epoch,
+    })
 }
 
 fn to_wire(image: Image) -> wire::Image {

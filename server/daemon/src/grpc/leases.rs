@@ -4,7 +4,7 @@ use gantry_api::convert::{labels_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::leases::v1 as wire;
 use gantry_api::pb::containerd::services::leases::v1::leases_server::Leases;
 use gantry_engine::leases::{Lease, Resource};
-use tonic::{Request, Response, async_trait};
+use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{filter, required};
 use super::{Reply, Services};
@@ -38,7 +38,7 @@ impl Leases for Services {
     async fn add_resource(&self, request: Request<wire::AddResourceRequest>) -> Reply<()> {
         let scope = scope::of(&request)?;
         let r = request.into_inner();
-        let resource = resource(required(r.resource, "resource")?);
+        let resource = resource(r.resource)?;
         self.engine.leases.add(&scope, &r.id, resource).await.map_err(status::of)?;
         Ok(Response::new(()))
     }
@@ -46,7 +46,7 @@ impl Leases for Services {
     async fn delete_resource(&self, request: Request<wire::DeleteResourceRequest>) -> Reply<()> {
         let scope = scope::of(&request)?;
         let r = request.into_inner();
-        let resource = resource(required(r.resource, "resource")?);
+        let resource = resource(r.resource)?;
         self.engine.leases.remove(&scope, &r.id, resource).await.map_err(status::of)?;
         Ok(Response::new(()))
     }
@@ -54,13 +54,18 @@ impl Leases for Services {
     async fn list_resources(&self, request: Request<wire::ListResourcesRequest>) -> Reply<wire::ListResourcesResponse> {
         let scope = scope::of(&request)?;
         let kept = self.engine.leases.resources(&scope, &request.get_ref().id).await.map_err(status::of)?;
-        let resources = kept.into_iter().map(|kept| wire::Resource { id: kept.id, r#type: kept.kind }).collect();
+        let resources = kept.into_iter().map(resource_to_wire).collect();
         Ok(Response::new(wire::ListResourcesResponse { resources }))
     }
 }
 
-fn resource(resource: wire::Resource) -> Resource {
-    Resource { id: resource.id, kind: resource.r#type }
+fn resource(resource: Option<wire::Resource>) -> Result<Resource, Status> {
+    let resource = required(resource, "resource")?;
+    Resource::parse(&resource.r#type, &resource.id).map_err(status::of)
+}
+
+fn resource_to_wire(resource: Resource) -> wire::Resource {
+    wire::Resource { id: resource.id().into(), r#type: resource.type_name().into() }
 }
 
 fn to_wire(lease: Lease) -> wire::Lease {

@@ -10,6 +10,7 @@ mod introspection;
 mod leases;
 mod mounts;
 mod namespaces;
+mod sandboxes;
 mod snapshots;
 mod streaming;
 mod tasks;
@@ -66,6 +67,7 @@ impl Services {
             leases::v1::leases_server::LeasesServer,
             mounts::v1::mounts_server::MountsServer,
             namespaces::v1::namespaces_server::NamespacesServer,
+            sandbox::v1::store_server::StoreServer,
             snapshots::v1::snapshots_server::SnapshotsServer,
             streaming::v1::streaming_server::StreamingServer,
             tasks::v1::tasks_server::TasksServer,

@@ -3,8 +3,9 @@
 use gantry_api::convert::labels_from_wire;
 use gantry_api::pb::containerd::services::namespaces::v1 as wire;
 use gantry_api::pb::containerd::services::namespaces::v1::namespaces_server::Namespaces;
-use gantry_engine::namespaces::NamespaceInfo;
-use tonic::{Request, Response, async_trait};
+use gantry_engine::namespaces::NamespaceRecord;
+use gantry_types::Namespace;
+use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{paths, required};
 use super::{Reply, Services};
@@ -13,7 +14,7 @@ use crate::status;
 #[async_trait]
 impl Namespaces for Services {
     async fn get(&self, request: Request<wire::GetNamespaceRequest>) -> Reply<wire::GetNamespaceResponse> {
-        let found = self.engine.namespaces.get(&request.get_ref().name).await.map_err(status::of)?;
+        let found = self.engine.namespaces.get(&name(&request.get_ref().name)?).await.map_err(status::of)?;
         Ok(Response::new(wire::GetNamespaceResponse { namespace: Some(to_wire(found)) }))
     }
 
@@ -25,7 +26,7 @@ impl Namespaces for Services {
     async fn create(&self, request: Request<wire::CreateNamespaceRequest>) -> Reply<wire::CreateNamespaceResponse> {
         let wanted = required(request.into_inner().namespace, "namespace")?;
         let labels = labels_from_wire(wanted.labels).map_err(status::of)?;
-        let made = self.engine.namespaces.create(&wanted.name, labels).await.map_err(status::of)?;
+        let made = self.engine.namespaces.create(&name(&wanted.name)?, labels).await.map_err(status::of)?;
         Ok(Response::new(wire::CreateNamespaceResponse { namespace: Some(to_wire(made)) }))
     }
 
@@ -34,16 +35,20 @@ impl Namespaces for Services {
         let wanted = required(request.namespace, "namespace")?;
         let labels = labels_from_wire(wanted.labels).map_err(status::of)?;
         let fields = paths(request.update_mask);
-        let now = self.engine.namespaces.update(&wanted.name, labels, &fields).await.map_err(status::of)?;
+        let now = self.engine.namespaces.update(&name(&wanted.name)?, labels, &fields).await.map_err(status::of)?;
         Ok(Response::new(wire::UpdateNamespaceResponse { namespace: Some(to_wire(now)) }))
     }
 
     async fn delete(&self, request: Request<wire::DeleteNamespaceRequest>) -> Reply<()> {
-        self.engine.namespaces.delete(&request.get_ref().name).await.map_err(status::of)?;
+        self.engine.namespaces.delete(&name(&request.get_ref().name)?).await.map_err(status::of)?;
         Ok(Response::new(()))
     }
 }
 
-fn to_wire(namespace: NamespaceInfo) -> wire::Namespace {
-    wire::Namespace { name: namespace.name, labels: namespace.labels }
+fn name(text: &str) -> Result<Namespace, Status> {
+    text.parse().map_err(status::of)
+}
+
+fn to_wire(namespace: NamespaceRecord) -> wire::Namespace {
+    wire::Namespace { name: namespace.name.into(), labels: namespace.labels }
 }

@@ -4,7 +4,7 @@ use futures::{StreamExt as _, stream};
 use gantry_api::convert::{labels_from_wire, mounts_to_wire, time_to_wire};
 use gantry_api::pb::containerd::services::snapshots::v1 as wire;
 use gantry_api::pb::containerd::services::snapshots::v1::snapshots_server::Snapshots;
-use gantry_engine::snapshots::{Info, Kind};
+use gantry_engine::snapshots::{Snapshot, SnapshotKind};
 use tonic::{Request, Response, async_trait};
 
 use super::decode::{filter, paths, required, signed};
@@ -44,7 +44,9 @@ impl Snapshots for Services {
         let scope = scope::of(&request)?;
         let r = request.into_inner();
         let labels = labels_from_wire(r.labels).map_err(status::of)?;
-        self.engine.snapshots.commit(&scope, &r.snapshotter, &r.name, &r.key, labels).await.map_err(status::of)?;
+        let snapshots = &self.engine.snapshots;
+        let done = snapshots.commit(&scope, &r.snapshotter, &r.name, &r.key, &r.parent, labels).await;
+        done.map_err(status::of)?;
         Ok(Response::new(()))
     }
 
@@ -97,18 +99,18 @@ impl Snapshots for Services {
     }
 }
 
-fn to_wire(info: Info) -> wire::Info {
-    let kind = match info.kind {
-        Kind::View => wire::Kind::View,
-        Kind::Active => wire::Kind::Active,
-        Kind::Committed => wire::Kind::Committed,
+fn to_wire(snapshot: Snapshot) -> wire::Info {
+    let kind = match snapshot.kind {
+        SnapshotKind::View => wire::Kind::View,
+        SnapshotKind::Active => wire::Kind::Active,
+        SnapshotKind::Committed => wire::Kind::Committed,
     };
     wire::Info {
-        name: info.name,
-        parent: info.parent,
+        name: snapshot.key,
+        parent: snapshot.parent.unwrap_or_default(),
         kind: kind.into(),
-        created_at: Some(time_to_wire(info.created)),
-        updated_at: Some(time_to_wire(info.updated)),
-        labels: info.labels,
+        created_at: Some(time_to_wire(snapshot.created)),
+        updated_at: Some(time_to_wire(snapshot.updated)),
+        labels: snapshot.labels,
     }
 }

@@ -168,6 +168,8 @@ fn create_from_wire(r: wire::CreateTaskRequest) -> Result<Create, tonic::Status>
         checkpoint: r.checkpoint.map(descriptor_from_wire).transpose().map_err(status::of)?,
         options: r.options.map(any_from_wire),
         runtime_path: r.runtime_path,
+        task_api_address: r.task_api_address,
+        task_api_version: r.task_api_version,
     })
 }
 

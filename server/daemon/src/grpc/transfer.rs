@@ -295,7 +295,7 @@ fn exported(store: ImageStore) -> Result<Vec<String>, Status> {
 }
 
 /// Sends progress to the client until there is no more, or the client has gone.
-async fn tell(client: Peer, mut told: mpsc::UnboundedReceiver<Progress>) {
+async fn tell(mut client: Peer, mut told: mpsc::UnboundedReceiver<Progress>) {
     while let Some(progress) = told.recv().await {
         if client.send(&progress_to_wire(progress)).await.is_err() {
             return;
