@@ -1,5 +1,7 @@
 //! What well-meant layers become.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use std::fs;

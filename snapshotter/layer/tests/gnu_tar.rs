@@ -1,5 +1,7 @@
 //! Plain archives of GNU tar, in each of its formats, unpacked by it and by us alike; and ours by it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! What a diff says, applied to the old tree, gives the new one: on plain directories and on mounted overlays.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use std::fs;
@@ -26,7 +28,7 @@ fn op() -> impl Strategy<Value = Op> {
             4 => format!("mkdir -p {p}"),
             5 | 6 => format!("rm -rf {p}"),
             7 => format!("mv -T {p} {q}"),
-            8 => format!("test -h {p} || chmod {:o} {p}", n % 0o7777 | 0o700),
+            8 => format!("test -h {p} || chmod {:o} {p}", (n % 0o7777) | 0o700),
             9 => format!("chown -h {}:{} {p}", n % 3, n % 70_000),
             10 => format!("ln -sfn {q} {p}"),
             11 => format!("test -d {p} || ln -fT {p} {q}"),

@@ -120,10 +120,7 @@ pub(super) fn finish_special(
         let (uid, gid) = owner(entry);
         call("fchownat", chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
     }
-    for (key, value) in &entry.xattrs {
-        let path = through_descriptor(dir, name);
-        set(process, entry, key, || lsetxattr(path.as_slice(), key.as_slice(), value, XattrFlags::empty()))?;
-    }
+    set_at(process, dir, name, entry)?;
     // A symlink has no mode, and chmodat would follow it.
     if entry.kind != EntryType::Symlink && process.chmod_needed(entry.mode, made) {
         call("fchmodat", chmodat(dir, name, Mode::from_raw_mode(entry.mode), AtFlags::empty()))?;
@@ -138,6 +135,8 @@ pub(super) fn finish_link(process: &Process, dir: BorrowedFd<'_>, name: &[u8], e
     if process.same_owner && (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
         let (uid, gid) = owner(entry);
         call("fchownat", chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
+        // A new owner drops capabilities, which the link's own entry may repeat.
+        set_at(process, dir, name, entry)?;
     }
     if dirs::file_type(&stat) != rustix::fs::FileType::Symlink && stat.st_mode & 0o7777 != entry.mode {
         call("fchmodat", chmodat(dir, name, Mode::from_raw_mode(entry.mode), AtFlags::empty()))?;
@@ -164,6 +163,15 @@ pub(super) fn admit_xattrs(entry: &mut Entry, max: usize) -> Result<(), Reason> 
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+}
+
+/// Sets the attributes of `name` itself.
+fn set_at(process: &Process, dir: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), Reason> {
+    for (key, value) in &entry.xattrs {
+        let path = through_descriptor(dir, name);
+        set(process, entry, key, || lsetxattr(path.as_slice(), key.as_slice(), value, XattrFlags::empty()))?;
+    }
+    Ok(())
 }
 
 /// Sets one attribute; a file system or type of file that has no such attributes goes without.

@@ -48,11 +48,18 @@ impl<W: Write> Writer<W> {
     /// Writes `header`. Exactly `header.size` bytes of content must follow.
     pub(crate) fn header(&mut self, header: &Header<'_>) -> io::Result<()> {
         self.pad()?;
+        let mut names = (&[][..], header.path.to_vec());
+        if header.path.len() > 100
+            && let Some((prefix, name)) = split(header.path)
+        {
+            names = (prefix, name.to_vec());
+        }
         let records = records(header);
         if !records.is_empty() {
-            self.records(&records)?;
+            names = (&[], ascii(header.path));
+            self.records(header.path, &records)?;
         }
-        self.content(&block(header, split(header.path).unwrap_or((&[], truncated(header.path)))))?;
+        self.content(&block(header, (names.0, &names.1)))?;
         self.padding = padding(header.size);
         Ok(())
     }
@@ -77,9 +84,13 @@ impl<W: Write> Writer<W> {
         self.content(&[0; BLOCK][..length])
     }
 
-    fn records(&mut self, records: &[u8]) -> io::Result<()> {
+    /// Writes the extended header of the entry `path`, named as pax(1) and Go name it.
+    fn records(&mut self, path: &[u8], records: &[u8]) -> io::Result<()> {
         let size = records.len() as u64;
-        let header = Header { flag: b'x', path: b"PaxHeaders.0", mode: 0o644, size, ..Header::default() };
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        let (dir, name) = crate::dirs::split(path);
+        let path = ascii(&crate::dirs::joined(&crate::dirs::joined(dir, b"PaxHeaders.0"), name));
+        let header = Header { flag: b'x', path: trimmed(&path), size, ..Header::default() };
         self.content(&block(&header, (&[], header.path)))?;
         self.content(records)?;
         self.padding = padding(size);
@@ -87,7 +98,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// The PAX records that `header` needs, sorted by key.
+/// The PAX records that `header` needs, sorted by key; none if `ustar` can hold all.
 fn records(header: &Header<'_>) -> Vec<u8> {
     let mut records = Vec::new();
     for (name, value) in header.xattrs {
@@ -102,7 +113,9 @@ fn records(header: &Header<'_>) -> Vec<u8> {
     if header.mtime.1 != 0 || !(0..=OCTAL_11).contains(&header.mtime.0) {
         append(&mut records, b"mtime", decimal_time(header.mtime).as_bytes());
     }
-    if split(header.path).is_none() || !header.path.is_ascii() {
+    let unsplittable = split(header.path).is_none() || !header.path.is_ascii();
+    let others = header.size > OCTAL_11 as u64 || header.uid > OCTAL_7 || !records.is_empty();
+    if unsplittable || (header.path.len() > 100 && others) {
         append(&mut records, b"path", header.path);
     }
     if header.size > OCTAL_11 as u64 {
@@ -128,33 +141,49 @@ fn decimal_time((seconds, nanoseconds): (i64, u32)) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Prefix and name of a path that `ustar` can hold.
+/// Prefix and name of a path that `ustar` can hold, parted at the last slash that will do.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     if path.len() <= 100 {
         return Some((&[], path));
     }
-    let last = path.len() - 1;
-    let cut = (path.len() - 101..=last.min(155)).find(|&index| path[index] == b'/' && index > 0 && index != last)?;
-    Some((&path[..cut], &path[cut + 1..]))
+    let end = path.len().min(157) - 1;
+    let cut = path[..end].iter().rposition(|&byte| byte == b'/')?;
+    (cut > 0 && path.len() - cut - 1 <= 100).then(|| (&path[..cut], &path[cut + 1..]))
 }
 
-fn truncated(path: &[u8]) -> &[u8] {
-    &path[..path.len().min(100)]
+/// The bytes of a name that any reader understands; the whole name is in a PAX record then.
+fn ascii(name: &[u8]) -> Vec<u8> {
+    name.iter().copied().filter(|byte| byte.is_ascii() && *byte != 0).collect()
+}
+
+fn truncated(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(100)]
+}
+
+/// A truncated name without a slash at its end, which readers might take for the mark of a directory.
+fn trimmed(name: &[u8]) -> &[u8] {
+    let mut cut = truncated(name);
+    while cut.len() < name.len() && cut.ends_with(b"/") {
+        cut = &cut[..cut.len() - 1];
+    }
+    cut
 }
 
 fn block(header: &Header<'_>, (prefix, name): (&[u8], &[u8])) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
-    put(&mut block, 0, name);
+    put(&mut block, 0, trimmed(name));
     octal(&mut block[100..108], u64::from(header.mode));
     octal(&mut block[108..116], u64::from(if header.uid > OCTAL_7 { 0 } else { header.uid }));
     octal(&mut block[116..124], u64::from(if header.gid > OCTAL_7 { 0 } else { header.gid }));
     octal(&mut block[124..136], if header.size > OCTAL_11 as u64 { 0 } else { header.size });
     octal(&mut block[136..148], header.mtime.0.clamp(0, OCTAL_11).unsigned_abs());
     block[156] = header.flag;
-    put(&mut block, 157, truncated(header.link));
+    put(&mut block, 157, trimmed(&ascii(header.link)));
     put(&mut block, 257, b"ustar\x0000");
-    octal(&mut block[329..337], u64::from(header.device.0));
-    octal(&mut block[337..345], u64::from(header.device.1));
+    if header.flag != b'x' {
+        octal(&mut block[329..337], u64::from(header.device.0));
+        octal(&mut block[337..345], u64::from(header.device.1));
+    }
     put(&mut block, 345, prefix);
     block[148..156].fill(b' ');
     let sum = block.iter().map(|&byte| u64::from(byte)).sum();

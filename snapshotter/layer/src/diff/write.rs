@@ -61,9 +61,8 @@ impl<W: Write> Layer<'_, W> {
             return Err(DiffError::Cancelled);
         }
         let path = change.entry_path();
-        match (&change.what, source) {
-            (What::Present(stat), Some(source)) => self.hard_link(&path, source, stat)?,
-            (What::Present(stat), None) => self.file(change, &path, stat)?,
+        match &change.what {
+            What::Present(stat) => self.file(change, &path, stat, source)?,
             // containerd gives whiteouts no mode and no time.
             _ => self.header(&Header { flag: b'0', path: &path, ..Header::default() })?,
         }
@@ -77,25 +76,21 @@ impl<W: Write> Layer<'_, W> {
         self.out.header(header).map_err(DiffError::Write)
     }
 
-    fn hard_link(&mut self, path: &[u8], source: &[u8], stat: &Stat) -> Result<(), DiffError> {
-        let header = Header { flag: b'1', path, link: source, ..self.described(stat) };
-        self.header(&header)
-    }
-
-    fn file(&mut self, change: &Change, path: &[u8], stat: &Stat) -> Result<(), DiffError> {
+    fn file(&mut self, change: &Change, path: &[u8], stat: &Stat, source: Option<&[u8]>) -> Result<(), DiffError> {
         let (dir, name) = dirs::split(&change.path);
         let dir = self.directory(dir)?;
         let xattrs = xattrs_at(&through_descriptor(&dir, name));
         let mut xattrs = xattrs.map_err(|error| DiffError::io(&change.path, "getxattr", error))?;
         xattrs.retain(|(name, _)| !HOST.contains(&name.as_slice()));
         let header = Header { path, xattrs: &xattrs, ..self.described(stat) };
-        match dirs::file_type(stat) {
-            FileType::RegularFile => {
+        match (source, dirs::file_type(stat)) {
+            (Some(link), _) => self.header(&Header { flag: b'1', link, ..header })?,
+            (None, FileType::RegularFile) => {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 self.header(&Header { size, ..header })?;
                 self.content(&dir, name, &change.path, size)?;
             }
-            FileType::Symlink => {
+            (None, FileType::Symlink) => {
                 let target = readlinkat(&dir, name, Vec::new());
                 let target = target.map_err(|error| DiffError::io(&change.path, "readlinkat", error))?;
                 self.header(&Header { link: target.as_bytes(), ..header })?;
