@@ -1,5 +1,6 @@
 //! Real mounts, each test in a mount namespace of its own. Needs root.
 
+#![allow(clippy::unwrap_used)]
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, symlink};

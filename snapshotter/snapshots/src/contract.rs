@@ -90,8 +90,9 @@ impl std::ops::AddAssign for Usage {
 /// name and with the same parent; the key is gone then. Keys and names share one space of opaque strings of 1 to
 /// [`MAX_KEY`] bytes. A committed snapshot never changes but for its labels.
 ///
-/// Calls are atomic: each has happened or has not, also after a crash; the ones whose answer was seen have happened.
-/// What was committed holds its files durably only after [`sync`].
+/// Calls are atomic: each has happened or has not, also when the process is killed meanwhile; the ones whose answer was
+/// seen have happened. A power cut may take back the latest prepares and removals, but no commit and no committed
+/// snapshot's labels. The *files* of a committed snapshot are durable only after [`sync`].
 ///
 /// Every key-taking method answers `NotFound` for a key that does not exist, and `InvalidArgument` for an empty or
 /// overlong one.
@@ -133,7 +134,8 @@ pub trait Snapshotter: Send + Sync + 'static {
     async fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error>;
 
     /// Makes the active snapshot `key` the committed snapshot `name`, with these labels only. Where `key` was
-    /// prepared from nothing, `parent` may put it upon a committed snapshot now (layers unpacked side by side).
+    /// prepared from nothing, `parent` may put it upon a committed snapshot now (layers unpacked side by side; what they
+    /// delete must then be there as the overlay's whiteouts).
     ///
     /// # Errors
     /// `AlreadyExists` for a name in use, `FailedPrecondition` for a view, a committed snapshot or a parent that is not

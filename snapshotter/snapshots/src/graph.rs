@@ -113,14 +113,17 @@ impl Graph {
                 node.parent.is_none_or(|parent| graph.kind(parent) == Some(Kind::Committed))
             };
             // Parents mostly have lower numbers, so that one round is nearly always enough.
-            rest = rest.into_iter().filter_map(|(id, node)| {
-                if ready(&graph, &node) {
-                    graph.insert(id, node, false);
-                    None
-                } else {
-                    Some((id, node))
-                }
-            }).collect();
+            rest = rest
+                .into_iter()
+                .filter_map(|(id, node)| {
+                    if ready(&graph, &node) {
+                        graph.insert(id, node, false);
+                        None
+                    } else {
+                        Some((id, node))
+                    }
+                })
+                .collect();
             if rest.len() == before {
                 break;
             }
@@ -218,15 +221,8 @@ impl Graph {
             Some(parent) => Some(self.rebase(key, own, parent)?),
             None => own,
         };
-        let node = Node {
-            name: name.into(),
-            kind: Kind::Committed,
-            parent,
-            labels,
-            created: now,
-            updated: now,
-            usage: None,
-        };
+        let node =
+            Node { name: name.into(), kind: Kind::Committed, parent, labels, created: now, updated: now, usage: None };
         self.names.insert(name.into(), id);
         // Both the old and the new parent must stay until the end of the change.
         self.hold(node.parent);

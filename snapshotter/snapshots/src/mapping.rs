@@ -18,11 +18,8 @@ pub(crate) struct Mapping {
 impl Mapping {
     /// What the labels of `key` ask for.
     pub(crate) fn of(key: &str, labels: &Labels) -> Result<Option<Mapping>, Error> {
-        let invalid = |label: &str, reason: String| Error::InvalidMapping {
-            key: key.into(),
-            label: label.into(),
-            reason,
-        };
+        let invalid =
+            |label: &str, reason: String| Error::InvalidMapping { key: key.into(), label: label.into(), reason };
         let map = |label: &str, text: &String| {
             let map = IdMap::parse(text).map_err(|error| invalid(label, error.reason.into()))?;
             match map.to_host(0) {
@@ -64,7 +61,9 @@ mod tests {
         let mapping = Mapping::of("k", &labels(Some("0:1000:1,1:5000:9"), Some("0:7:1"))).unwrap().unwrap();
         assert_eq!(mapping.root(), (1000, 7));
         assert_eq!(mapping.options(), ["uidmap=0:1000:1,1:5000:9", "gidmap=0:7:1"]);
-        for broken in [labels(Some("0:1:1"), None), labels(Some("x"), Some("0:0:1")), labels(Some("1:0:1"), Some("0:0:1"))] {
+        for broken in
+            [labels(Some("0:1:1"), None), labels(Some("x"), Some("0:0:1")), labels(Some("1:0:1"), Some("0:0:1"))]
+        {
             assert!(Mapping::of("k", &broken).is_err(), "{broken:?}");
         }
     }

@@ -30,13 +30,7 @@ impl Native {
         Ok(Native { store: Arc::new(Store::open(root, "native 1", has_directory)?) })
     }
 
-    async fn create(
-        &self,
-        kind: Kind,
-        key: &str,
-        parent: Option<&str>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>, Error> {
+    async fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
         if Mapping::of(key, &labels)?.is_some() {
             return Err(Error::Unsupported { snapshotter: "native", operation: "map ids" });
         }
@@ -117,10 +111,8 @@ impl Snapshotter for Native {
         }
         let (store, name, key) = (Arc::clone(&self.store), name.to_owned(), key.to_owned());
         let parent = parent.map(str::to_owned);
-        blocking("commit", move || {
-            store.commit(&name, &key, parent.as_deref(), labels, false, |id| store.dir(id))
-        })
-        .await
+        blocking("commit", move || store.commit(&name, &key, parent.as_deref(), labels, false, |id| store.dir(id)))
+            .await
     }
 
     async fn remove(&self, key: &str) -> Result<(), Error> {

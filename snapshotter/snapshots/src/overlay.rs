@@ -64,13 +64,7 @@ impl Overlay {
         self.inner.features
     }
 
-    async fn create(
-        &self,
-        kind: Kind,
-        key: &str,
-        parent: Option<&str>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>, Error> {
+    async fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
         let (inner, key, parent) = (Arc::clone(&self.inner), key.to_owned(), parent.map(str::to_owned));
         blocking("create", move || inner.create(kind, &key, parent.as_deref(), labels)).await
     }

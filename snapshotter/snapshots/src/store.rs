@@ -28,6 +28,9 @@ use crate::tree;
 /// How long a call waits for another one's change of the same snapshot.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long another process may hold the directory.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -202,11 +205,7 @@ impl Store {
     }
 
     /// Does the disk's half of a change, and ends it either way.
-    fn carry_out(
-        &self,
-        change: Change,
-        work: impl FnOnce(&mut Change) -> Result<(), Error>,
-    ) -> Result<Change, Error> {
+    fn carry_out(&self, change: Change, work: impl FnOnce(&mut Change) -> Result<(), Error>) -> Result<Change, Error> {
         let mut pending = Pending { store: self, change, done: false };
         work(&mut pending.change)?;
         pending.done = true;
@@ -284,14 +283,19 @@ fn make_dir(path: &Path) -> Result<(), Error> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("make", path))
 }
 
+/// A process that was just killed, or a child of it between fork and exec, may hold the lock for a moment longer.
 fn lock(root: &Path) -> Result<File, Error> {
     let path = root.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(Error::io("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(Error::Unusable { root: root.to_owned(), reason: "another process uses it".into() }),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > deadline {
+            return Err(Error::Unusable { root: root.to_owned(), reason: "another process uses it".into() });
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
+    Ok(file)
 }
 
 fn check_format(root: &Path, format: &str) -> Result<(), Error> {

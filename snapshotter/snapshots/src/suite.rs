@@ -91,12 +91,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorKind {
 }
 
 /// Prepares, changes and commits one layer.
-pub async fn layer(
-    snapshots: &dyn Snapshotter,
-    name: &str,
-    parent: Option<&str>,
-    change: impl FnOnce(&Path),
-) {
+pub async fn layer(snapshots: &dyn Snapshotter, name: &str, parent: Option<&str>, change: impl FnOnce(&Path)) {
     let key = format!("{name}-key");
     let mounts = snapshots.prepare(&key, parent, Labels::new()).await.unwrap();
     with(&mounts, change);
@@ -444,7 +439,8 @@ pub async fn a_chain_of_130_layers_is_shown_whole(subject: Subject) {
 
 pub async fn keys_are_opaque(subject: Subject) {
     let s = &*subject.snapshots;
-    let keys = ["../../../etc", "/", ".", "..", "a\0b", "new\nline", "ns/7/sha256:abc", "extract-1 sha256:x", "ü😀", "*"];
+    let keys =
+        ["../../../etc", "/", ".", "..", "a\0b", "new\nline", "ns/7/sha256:abc", "extract-1 sha256:x", "ü😀", "*"];
     let long = "k".repeat(1024);
     for key in keys.into_iter().chain([long.as_str()]) {
         let name = format!("{}:", &key[..key.len().min(1000)].trim_end_matches('\u{fffd}'));

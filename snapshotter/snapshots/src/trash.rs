@@ -93,21 +93,30 @@ fn number(path: &Path) -> u64 {
 }
 
 fn work(inbox: &Receiver<Order>, records: &Records, stop: &AtomicBool) {
-    while let Ok(order) = inbox.recv() {
-        match order {
-            Order::Report(done) => drop(done),
-            Order::Delete(_) if stop.load(Ordering::Relaxed) => return,
-            Order::Delete(path) => delete(&path, records, stop),
+    while let Ok(first) = inbox.recv() {
+        let orders: Vec<Order> = std::iter::once(first).chain(inbox.try_iter()).collect();
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // A record that a power cut brings back must find its directory whole; one sync does for all that wait.
+        let synced = records.sync();
+        for order in orders {
+            match order {
+                Order::Report(done) => drop(done),
+                Order::Delete(path) => delete(&path, &synced, stop),
+            }
         }
     }
 }
 
-fn delete(path: &Path, records: &Records, stop: &AtomicBool) {
-    // A record that a power cut brings back must find its directory whole.
-    let result = records.sync().and_then(|()| tree::delete(path, &|| !stop.load(Ordering::Relaxed)));
+fn delete(path: &Path, synced: &io::Result<()>, stop: &AtomicBool) {
+    let result = match synced {
+        Ok(()) => tree::delete(path, &|| !stop.load(Ordering::Relaxed)),
+        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+    };
     match result {
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-        Err(error) => tracing::warn!(?path, %error, "a removed snapshot could not be deleted; the next start tries again"),
+        Err(error) => tracing::warn!(?path, %error, "a removed snapshot is not deleted; the next start tries again"),
         Ok(()) => {}
     }
 }

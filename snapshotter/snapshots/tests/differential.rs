@@ -82,18 +82,16 @@ fn apply(root: &Path, op: &Op) -> io::Result<()> {
         },
         Op::Directory(path) => fs::create_dir(at(path)),
         Op::Symlink(path, n) => symlink(format!("to-{n}"), at(path)),
-        Op::Special(path) => Ok(rustix::fs::mknodat(
-            CWD,
-            at(path),
-            FileType::CharacterDevice,
-            Mode::RUSR,
-            rustix::fs::makedev(1, 3),
-        )?),
+        Op::Special(path) => {
+            Ok(rustix::fs::mknodat(CWD, at(path), FileType::CharacterDevice, Mode::RUSR, rustix::fs::makedev(1, 3))?)
+        }
         Op::Link(from, to) => fs::hard_link(at(from), at(to)),
         Op::Rename(from, to) => fs::rename(at(from), at(to)),
         Op::Remove(path) => remove(&at(path)),
         Op::Replace(path) => remove(&at(path)).and_then(|()| fs::create_dir(at(path))),
-        Op::Mode(path, mode) => no_link(path).and_then(|()| fs::set_permissions(at(path), Permissions::from_mode(*mode))),
+        Op::Mode(path, mode) => {
+            no_link(path).and_then(|()| fs::set_permissions(at(path), Permissions::from_mode(*mode)))
+        }
         Op::Owner(path, owner) => lchown(at(path), Some(*owner), Some(*owner)),
         Op::Attribute(path, n) => {
             no_link(path)?;
@@ -143,7 +141,7 @@ async fn both(overlay: &dyn Snapshotter, native: &dyn Snapshotter, layers: &[Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn overlay_and_copies_show_the_same_trees(

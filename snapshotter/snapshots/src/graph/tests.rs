@@ -97,9 +97,7 @@ fn begin(graph: &mut Graph, op: &Op) -> Result<Change, Error> {
     let now = SystemTime::now();
     match op {
         Op::Create(kind, key, parent) => graph.begin_create(*kind, key, *parent, Labels::new(), now),
-        Op::Commit(name, key, parent) => {
-            graph.begin_commit(name, key, *parent, Labels::new(), now)
-        }
+        Op::Commit(name, key, parent) => graph.begin_commit(name, key, *parent, Labels::new(), now),
         Op::Remove(key) => graph.begin_remove(key),
         Op::Update(key) => {
             let mut info = graph.stat(key)?;
