@@ -17,6 +17,11 @@ pub struct Config {
     pub address: String,
     /// The socket that shims send events to. [`Engine`](crate::Engine) listens on it itself.
     pub ttrpc_address: PathBuf,
+    /// The program that embeds the engine; shims are told it as `-publish-binary`, and their binaries are looked for
+    /// beside it.
+    pub executable: PathBuf,
+    /// Further directories to look for shims' binaries in (`PATH`).
+    pub search: Vec<PathBuf>,
     /// Shim binaries by runtime name, in front of all other rules.
     pub runtimes: BTreeMap<String, PathBuf>,
     /// Environment added for shims.
@@ -52,13 +57,13 @@ pub struct UnpackLimits {
     pub max_bytes: u64,
     /// Most entries in one layer.
     pub max_entries: u64,
-    /// Most bytes out for each byte in, once past 64 MiB.
+    /// Most bytes out for each byte in, once past the first 256 MiB.
     pub max_ratio: u64,
 }
 
 impl Default for UnpackLimits {
     fn default() -> UnpackLimits {
-        UnpackLimits { max_bytes: 256 << 30, max_entries: 16 << 20, max_ratio: 1200 }
+        UnpackLimits { max_bytes: 256 << 30, max_entries: 16 << 20, max_ratio: 1000 }
     }
 }
 
@@ -71,6 +76,8 @@ impl Config {
             default_snapshotter: "overlayfs".into(),
             address: String::new(),
             ttrpc_address: state.join("gantry.sock.ttrpc"),
+            executable: PathBuf::new(),
+            search: Vec::new(),
             runtimes: BTreeMap::new(),
             shim_environment: Vec::new(),
             default_runtime: "io.containerd.runc.v2".into(),
@@ -82,9 +89,24 @@ impl Config {
             gc_delay: Duration::from_millis(100),
             gc_interval: Duration::from_secs(60),
             event_log: 16_384,
-            restore_timeout: Duration::from_secs(5),
+            restore_timeout: Duration::from_secs(3),
             ingest_expiry: Duration::from_secs(24 * 3600),
             state,
         }
+    }
+}
+
+impl Config {
+    /// What the shims' crate is to be given.
+    pub(crate) fn shims(&self) -> (gantry_shims::Config, Vec<PathBuf>) {
+        let mut config = gantry_shims::Config::new(&self.root, &self.state, &self.executable);
+        config.address.clone_from(&self.address);
+        config.ttrpc_address.clone_from(&self.ttrpc_address);
+        config.runtimes.clone_from(&self.runtimes);
+        config.environment.clone_from(&self.shim_environment);
+        config.debug = self.debug;
+        config.deadlines.restore = self.restore_timeout;
+        let beside = self.executable.parent().filter(|dir| dir.is_absolute()).map(PathBuf::from);
+        (config, beside.into_iter().chain(self.search.iter().cloned()).collect())
     }
 }

@@ -1,14 +1,20 @@
 //! Containers: what is to run. Running it is a task's affair.
 
+use std::sync::Arc;
+
+use gantry_ttrpc::pb::containerd::events::{ContainerCreate, ContainerDelete, ContainerUpdate, container_create};
 use gantry_types::{Filter, Scope};
 
 use crate::Result;
+use crate::core::{Core, select};
 
 pub use gantry_metadata::{Container, Runtime};
 
 /// The containers of all namespaces.
 #[derive(Clone)]
-pub struct Containers {}
+pub struct Containers {
+    pub(crate) core: Arc<Core>,
+}
 
 impl Containers {
     /// One container.
@@ -16,23 +22,32 @@ impl Containers {
     /// # Errors
     /// `NotFound`.
     pub async fn get(&self, scope: &Scope, id: &str) -> Result<Container> {
-        todo!()
+        Ok(self.core.db.containers(&scope.namespace).get(id)?)
     }
 
     /// The containers that `filter` selects (`id`, `image`, `runtime.name`, `labels`), by id.
     ///
     /// # Errors
-    /// When the records cannot be read.
+    /// None at present: damaged records are passed over.
     pub async fn list(&self, scope: &Scope, filter: &Filter) -> Result<Vec<Container>> {
-        todo!()
+        Ok(select(self.core.db.containers(&scope.namespace).scan(), filter))
     }
 
-    /// Enters a container.
+    /// Enters a container; its times are set here.
     ///
     /// # Errors
     /// `AlreadyExists`, `InvalidArgument`.
     pub async fn create(&self, scope: &Scope, container: Container) -> Result<Container> {
-        todo!()
+        let container = self.core.db.containers(&scope.namespace).create(container).await?;
+        let options = container.runtime.options.clone();
+        let runtime = container_create::Runtime {
+            name: container.runtime.name.clone(),
+            options: options.map(|any| prost_types::Any { type_url: any.type_url, value: any.value }),
+        };
+        let (id, image) = (container.id.to_string(), container.image.clone());
+        let event = ContainerCreate { id, image, runtime: Some(runtime) };
+        self.core.emit(&scope.namespace, "/containers/create", &event);
+        Ok(container)
     }
 
     /// Changes what `fields` name (`labels`, `spec`, `image`, `extensions`, `snapshotkey`, each of the maps with
@@ -41,7 +56,15 @@ impl Containers {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for what cannot change.
     pub async fn update(&self, scope: &Scope, container: Container, fields: &[String]) -> Result<Container> {
-        todo!()
+        let container = self.core.db.containers(&scope.namespace).update(container, fields.to_vec()).await?;
+        let event = ContainerUpdate {
+            id: container.id.to_string(),
+            image: container.image.clone(),
+            labels: container.labels.clone(),
+            snapshot_key: container.snapshot_key.clone(),
+        };
+        self.core.emit(&scope.namespace, "/containers/update", &event);
+        Ok(container)
     }
 
     /// Removes a container's record. A task it has runs on.
@@ -49,6 +72,9 @@ impl Containers {
     /// # Errors
     /// `NotFound`.
     pub async fn delete(&self, scope: &Scope, id: &str) -> Result<()> {
-        todo!()
+        self.core.db.containers(&scope.namespace).delete(id).await?;
+        self.core.emit(&scope.namespace, "/containers/delete", &ContainerDelete { id: id.to_owned() });
+        self.core.garbage.notify_one();
+        Ok(())
     }
 }

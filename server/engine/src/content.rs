@@ -2,20 +2,25 @@
 //! (bytes first, then the record that names them).
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use gantry_content::ReaderAt;
-use gantry_types::{Digest, Filter, Labels, Scope};
+use gantry_content::{Commit, Error as StoreError, WriterOptions};
+use gantry_metadata::{Error as DbError, Resource};
+use gantry_ttrpc::pb::containerd::events::{ContentCreate, ContentDelete};
+use gantry_types::{Digest, Fields, Filter, Labels, Scope};
 
-use crate::Result;
+use crate::core::{Core, lease, select};
+use crate::{Error, Result};
 
-pub use gantry_content::{CHUNK, Status};
-
+pub use gantry_content::{CHUNK, ReaderAt, Status};
 pub use gantry_metadata::Blob;
 
 /// The content of all namespaces.
 #[derive(Clone)]
-pub struct Content {}
+pub struct Content {
+    pub(crate) core: Arc<Core>,
+}
 
 impl Content {
     /// What is known about a blob.
@@ -23,7 +28,7 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub async fn info(&self, scope: &Scope, digest: &Digest) -> Result<Blob> {
-        todo!()
+        Ok(self.core.db.blobs(&scope.namespace).get(digest)?)
     }
 
     /// Changes a blob's labels: those named in `fields` (`labels`, `labels.KEY`), all where there are none.
@@ -31,15 +36,15 @@ impl Content {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for another field or a bad label.
     pub async fn update(&self, scope: &Scope, digest: &Digest, labels: Labels, fields: &[String]) -> Result<Blob> {
-        todo!()
+        Ok(self.core.db.blobs(&scope.namespace).update(digest, labels, fields.to_vec()).await?)
     }
 
     /// The blobs that `filter` selects (`digest`, `size`, `labels`), by digest.
     ///
     /// # Errors
-    /// When the records cannot be read.
+    /// None at present: damaged records are passed over.
     pub async fn list(&self, scope: &Scope, filter: &Filter) -> Result<Vec<Blob>> {
-        todo!()
+        Ok(select(self.core.db.blobs(&scope.namespace).scan(), filter))
     }
 
     /// Takes a blob out of the namespace; its bytes go when no namespace has it.
@@ -47,7 +52,10 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub async fn delete(&self, scope: &Scope, digest: &Digest) -> Result<()> {
-        todo!()
+        self.core.db.blobs(&scope.namespace).delete(digest, lease(scope)).await?;
+        self.core.emit(&scope.namespace, "/content/delete", &ContentDelete { digest: digest.to_string() });
+        self.core.garbage.notify_one();
+        Ok(())
     }
 
     /// Opens a blob; read by [`ReaderAt::read_at`] in pieces of [`CHUNK`].
@@ -55,10 +63,21 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub async fn reader(&self, scope: &Scope, digest: &Digest) -> Result<Arc<dyn ReaderAt>> {
-        todo!()
+        self.core.db.blobs(&scope.namespace).get(digest)?;
+        Ok(self.core.store.reader(digest).await?)
     }
 
-    /// Opens, or opens again, an ingest of this namespace.
+    /// A whole small blob.
+    ///
+    /// # Errors
+    /// `NotFound`; `ResourceExhausted` where it has more than `limit` bytes.
+    pub async fn read_all(&self, scope: &Scope, digest: &Digest, limit: u64) -> Result<Bytes> {
+        self.core.db.blobs(&scope.namespace).get(digest)?;
+        Ok(gantry_content::read_all(&*self.core.store, digest, limit).await?)
+    }
+
+    /// Opens, or opens again, an ingest of this namespace. Where another namespace shares the expected blob, nothing
+    /// needs to be written: the status says that all is there.
     ///
     /// # Errors
     /// `Unavailable` while another writer has it, `AlreadyExists` where the namespace has the expected blob.
@@ -69,7 +88,43 @@ impl Content {
         total: Option<u64>,
         expected: Option<&Digest>,
     ) -> Result<Writer> {
-        todo!()
+        if let Some(digest) = expected {
+            self.refuse_present(scope, digest).await?;
+        }
+        let expires = SystemTime::now() + self.core.config.ingest_expiry;
+        let ingests = self.core.db.ingests(&scope.namespace);
+        let ingest = ingests.open(reference, expected.cloned(), expires, lease(scope)).await?;
+        let options = WriterOptions { reference: ingest.internal, total, expected: expected.cloned() };
+        let inner = match self.core.store.writer(options).await {
+            Ok(writer) => Inner::Open(writer),
+            Err(StoreError::AlreadyExists { digest }) => {
+                Inner::Shared(shared_status(&self.core, reference, &digest).await?)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let names = (scope.clone(), reference.to_owned());
+        Ok(Writer { core: Arc::clone(&self.core), scope: names.0, reference: names.1, inner })
+    }
+
+    /// Stores `data` as a blob of this namespace; one that is there already is success and keeps its labels.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where the bytes are not those of `digest`.
+    pub async fn write_all(&self, scope: &Scope, digest: &Digest, data: Bytes, labels: Labels) -> Result<()> {
+        let size = data.len() as u64;
+        let written = async {
+            let mut writer = self.writer(scope, &format!("blob-{digest}"), Some(size), Some(digest)).await?;
+            let offset = writer.status().offset;
+            if offset < size {
+                writer.truncate(0).await?;
+                writer.write(0, data).await?;
+            }
+            writer.commit(Some(size), Some(digest), labels).await.map(drop)
+        };
+        match written.await {
+            Err(error) if is_present(&error) => Ok(()),
+            done => done,
+        }
     }
 
     /// How far an ingest of this namespace is. The reference is as the client gave it.
@@ -77,7 +132,9 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub async fn status(&self, scope: &Scope, reference: &str) -> Result<Status> {
-        todo!()
+        let ingest = self.core.db.ingests(&scope.namespace).get(reference)?;
+        let status = self.core.store.status(&ingest.internal).await?;
+        Ok(Status { reference: reference.to_owned(), ..status })
     }
 
     /// The ingests of this namespace that `filter` selects (`ref`).
@@ -85,7 +142,16 @@ impl Content {
     /// # Errors
     /// When the store cannot be read.
     pub async fn statuses(&self, scope: &Scope, filter: &Filter) -> Result<Vec<Status>> {
-        todo!()
+        let mut statuses = Vec::new();
+        for ingest in self.core.db.ingests(&scope.namespace).scan().filter_map(std::result::Result::ok) {
+            if filter.matches(&IngestFields(&ingest.reference)) {
+                // One that ended just now is none.
+                if let Ok(status) = self.core.store.status(&ingest.internal).await {
+                    statuses.push(Status { reference: ingest.reference, ..status });
+                }
+            }
+        }
+        Ok(statuses)
     }
 
     /// Drops an ingest.
@@ -93,17 +159,66 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub async fn abort(&self, scope: &Scope, reference: &str) -> Result<()> {
-        todo!()
+        let ingest = self.core.db.ingests(&scope.namespace).delete(reference, lease(scope)).await?;
+        match self.core.store.abort(&ingest.internal).await {
+            Err(StoreError::IngestNotFound { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What a caller wants to write and has already, its lease keeps from now on.
+    async fn refuse_present(&self, scope: &Scope, digest: &Digest) -> Result<()> {
+        if self.core.db.blobs(&scope.namespace).get(digest).is_err() {
+            return Ok(());
+        }
+        if let Some(lease) = lease(scope) {
+            let resource = Resource::Content(digest.clone());
+            self.core.db.leases(&scope.namespace).add_resource(lease, resource).await?;
+        }
+        Err(StoreError::AlreadyExists { digest: digest.clone() }.into())
+    }
+}
+
+/// Whether an error says that the blob to write is there.
+pub(crate) fn is_present(error: &Error) -> bool {
+    use gantry_types::{ErrorKind, HasKind};
+    error.kind() == ErrorKind::AlreadyExists
+}
+
+struct IngestFields<'a>(&'a str);
+
+impl Fields for IngestFields<'_> {
+    fn field(&self, path: &[&str]) -> Option<std::borrow::Cow<'_, str>> {
+        (path == ["ref"]).then_some(self.0.into())
     }
 }
 
 /// An open ingest. Dropping it keeps what was written and unlocks the reference.
-pub struct Writer {}
+pub struct Writer {
+    core: Arc<Core>,
+    scope: Scope,
+    reference: String,
+    inner: Inner,
+}
+
+enum Inner {
+    Open(Box<dyn gantry_content::Writer>),
+    /// The store has the bytes; the namespace has only to be told.
+    Shared(Status),
+}
 
 impl Writer {
+    /// Commits under another lease than the one it was opened under.
+    pub(crate) fn adopt(&mut self, scope: &Scope) {
+        self.scope = scope.clone();
+    }
+
     /// How far it is.
     pub fn status(&self) -> Status {
-        todo!()
+        match &self.inner {
+            Inner::Open(writer) => Status { reference: self.reference.clone(), ..writer.status() },
+            Inner::Shared(status) => status.clone(),
+        }
     }
 
     /// Digest of what was written so far.
@@ -111,7 +226,10 @@ impl Writer {
     /// # Errors
     /// When an earlier write failed.
     pub async fn digest(&mut self) -> Result<Digest> {
-        todo!()
+        match &mut self.inner {
+            Inner::Open(writer) => Ok(writer.digest().await?),
+            Inner::Shared(status) => status.expected.clone().ok_or(Error::Unimplemented("a digest of nothing")),
+        }
     }
 
     /// Appends `data` at `offset`, which must be the current one; gives the new offset.
@@ -119,7 +237,13 @@ impl Writer {
     /// # Errors
     /// `OutOfRange`.
     pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<u64> {
-        todo!()
+        match &mut self.inner {
+            Inner::Open(writer) => Ok(writer.write(offset, data).await?),
+            Inner::Shared(status) => {
+                let (reference, current) = (self.reference.clone(), status.offset);
+                Err(StoreError::Offset { reference, current, given: offset }.into())
+            }
+        }
     }
 
     /// Drops the bytes behind `size`.
@@ -127,7 +251,14 @@ impl Writer {
     /// # Errors
     /// `OutOfRange`.
     pub async fn truncate(&mut self, size: u64) -> Result<()> {
-        todo!()
+        match &mut self.inner {
+            Inner::Open(writer) => Ok(writer.truncate(size).await?),
+            Inner::Shared(status) if size == status.offset => Ok(()),
+            Inner::Shared(status) => {
+                let (reference, current) = (self.reference.clone(), status.offset);
+                Err(StoreError::Offset { reference, current, given: size }.into())
+            }
+        }
     }
 
     /// Verifies, makes durable, and enters the blob in the namespace (and the scope's lease) with `labels`.
@@ -135,7 +266,24 @@ impl Writer {
     /// # Errors
     /// `FailedPrecondition` for another size or digest than demanded, `AlreadyExists`.
     pub async fn commit(self, size: Option<u64>, expected: Option<&Digest>, labels: Labels) -> Result<Blob> {
-        todo!()
+        let core = &self.core;
+        let _together = core.joint.read().await;
+        let (digest, size) = match self.inner {
+            Inner::Open(writer) => bytes_of(core, writer, size, expected).await?,
+            Inner::Shared(status) => checked(&self.reference, status, size, expected)?,
+        };
+        let blobs = core.db.blobs(&self.scope.namespace);
+        let created = blobs.create(digest, size, labels, lease(&self.scope), Some(&self.reference)).await;
+        let blob = match created {
+            Err(DbError::AlreadyExists(_)) if expected.is_some() => {
+                return Err(StoreError::AlreadyExists { digest: expected.cloned().unwrap_or_else(|| Digest::of(b"")) }.into());
+            }
+            created => created?,
+        };
+        let size = i64::try_from(blob.size).unwrap_or(i64::MAX);
+        let event = ContentCreate { digest: blob.digest.to_string(), size, media_type: String::new() };
+        core.emit(&self.scope.namespace, "/content/create", &event);
+        Ok(blob)
     }
 
     /// Ends the writer orderly: everything written is with the kernel and the reference is free when this returns.
@@ -143,6 +291,53 @@ impl Writer {
     /// # Errors
     /// When an earlier write failed.
     pub async fn close(self) -> Result<()> {
-        todo!()
+        match self.inner {
+            Inner::Open(writer) => Ok(writer.close().await?),
+            Inner::Shared(_) => Ok(()),
+        }
     }
+}
+
+/// Makes the bytes a blob; those of a blob that is in the store are as good.
+async fn bytes_of(
+    core: &Core,
+    writer: Box<dyn gantry_content::Writer>,
+    size: Option<u64>,
+    expected: Option<&Digest>,
+) -> Result<(Digest, u64)> {
+    match writer.commit(Commit { size, digest: expected.cloned() }).await {
+        Ok(info) => Ok((info.digest, info.size)),
+        Err(StoreError::AlreadyExists { digest }) => {
+            let info = core.store.info(&digest).await?;
+            Ok((info.digest, info.size))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn checked(reference: &str, status: Status, size: Option<u64>, expected: Option<&Digest>) -> Result<(Digest, u64)> {
+    let reference = reference.to_owned();
+    let digest = status.expected.ok_or(Error::Unimplemented("a shared blob without a digest"))?;
+    match (size, expected) {
+        (Some(size), _) if size != status.offset => {
+            Err(StoreError::Size { reference, expected: size, actual: status.offset }.into())
+        }
+        (_, Some(expected)) if *expected != digest => {
+            Err(StoreError::Digest { reference, expected: expected.clone(), actual: digest }.into())
+        }
+        _ => Ok((digest, status.offset)),
+    }
+}
+
+/// The status of a writer whose bytes are all there.
+async fn shared_status(core: &Core, reference: &str, digest: &Digest) -> Result<Status> {
+    let info = core.store.info(digest).await?;
+    Ok(Status {
+        reference: reference.to_owned(),
+        offset: info.size,
+        total: Some(info.size),
+        expected: Some(info.digest),
+        started: info.created,
+        updated: info.updated,
+    })
 }

@@ -1,1 +1,68 @@
-//! (in the making)
+//! What all parts of the engine share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gantry_content::Store;
+use gantry_metadata::Db;
+use gantry_registry::Registry;
+use gantry_snapshots::Snapshotter;
+use gantry_types::{Any, Filter, Fields, Namespace, Scope};
+use prost::{Message, Name};
+use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Events;
+use crate::ops::Ops;
+use crate::{Config, Error, Result};
+
+/// The parts beneath the engine.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    pub(crate) registry: Registry,
+    pub(crate) events: Events,
+    pub(crate) ops: Ops,
+    /// Held for reading while bytes and their record are joined, for writing while a collection takes them apart.
+    pub(crate) joint: RwLock<()>,
+    /// Wakes the collector.
+    pub(crate) garbage: Notify,
+    /// Bounds the layers unpacked at once.
+    pub(crate) unpacking: Semaphore,
+    /// Ends what runs in the background.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Core {
+    /// Puts an event into the log, its type named as containerd names it.
+    pub(crate) fn emit<M: Message + Name>(&self, namespace: &Namespace, topic: &str, event: &M) {
+        let event = Any { type_url: M::full_name(), value: event.encode_to_vec() };
+        if let Err(error) = self.events.publish(namespace, topic, event) {
+            tracing::error!(%error, "an event of our own has a bad topic");
+        }
+    }
+
+    /// The snapshotter of that name, and its name; the default one for an empty name.
+    pub(crate) fn snapshotter<'a>(&'a self, name: &'a str) -> Result<(&'a str, &'a Arc<dyn Snapshotter>)> {
+        let name = if name.is_empty() { self.config.default_snapshotter.as_str() } else { name };
+        let found = self.snapshotters.get(name);
+        let snapshotter = found.ok_or_else(|| Error::invalid("snapshotter", format!("there is no {name:?}")))?;
+        Ok((name, snapshotter))
+    }
+}
+
+/// The lease of a call, as the records take it.
+pub(crate) fn lease(scope: &Scope) -> Option<&str> {
+    scope.lease.as_deref()
+}
+
+/// The records that `filter` selects. A damaged one is named in the log and passed over.
+pub(crate) fn select<R: Fields>(
+    scan: impl Iterator<Item = std::result::Result<R, gantry_metadata::Error>>,
+    filter: &Filter,
+) -> Vec<R> {
+    let healthy = scan.filter_map(|record| record.inspect_err(|error| tracing::warn!(%error, "record skipped")).ok());
+    healthy.filter(|record| filter.matches(record)).collect()
+}

@@ -1,9 +1,21 @@
 //! The engine itself: opening, its parts, closing.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use gantry_content::LocalStore;
+use gantry_metadata::Db;
+use gantry_registry::Registry;
+use gantry_shims::{Forwarded, Shims};
+use gantry_snapshots::{Native, Overlay, OverlayConfig, Snapshotter};
 use gantry_types::Any;
+use tokio::sync::{Notify, RwLock, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::containers::Containers;
 use crate::content::Content;
+use crate::core::Core;
 use crate::diff::Diff;
 use crate::events::Events;
 use crate::gc::Gc;
@@ -11,10 +23,12 @@ use crate::images::Images;
 use crate::leases::Leases;
 use crate::namespaces::Namespaces;
 use crate::ops::Ops;
+use crate::restore::{Repairs, reconcile, restore_tasks};
+use crate::sandboxes::Sandboxes;
 use crate::snapshots::Snapshots;
 use crate::tasks::Tasks;
 use crate::transfer::Transfer;
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// A running engine. Cheap to clone; clones are the same engine.
 #[derive(Clone)]
@@ -29,6 +43,8 @@ pub struct Engine {
     pub images: Images,
     /// What is to run.
     pub containers: Containers,
+    /// What groups containers.
+    pub sandboxes: Sandboxes,
     /// What runs.
     pub tasks: Tasks,
     /// What keeps objects alive.
@@ -43,6 +59,7 @@ pub struct Engine {
     pub gc: Gc,
     /// What is under way.
     pub ops: Ops,
+    core: Arc<Core>,
 }
 
 /// What opening found and did.
@@ -50,7 +67,7 @@ pub struct Engine {
 pub struct OpenReport {
     /// What was finished or undone, and what was given up.
     pub repairs: Vec<Repair>,
-    /// Running tasks found again, as `NAMESPACE/ID`.
+    /// Tasks found again, as `NAMESPACE/ID`.
     pub tasks: Vec<String>,
 }
 
@@ -64,17 +81,57 @@ pub struct Repair {
 }
 
 impl Engine {
-    /// Opens the engine's directories, mends what an unclean stop left, and finds running tasks again.
+    /// Opens the engine's directories, mends what an unclean stop left, and finds running tasks again. Must be called
+    /// within a tokio runtime.
     ///
     /// # Errors
     /// Only when the directories themselves cannot be made or are in use by another engine.
     pub async fn open(config: Config) -> Result<(Engine, OpenReport)> {
-        todo!()
+        for directory in [&config.root, &config.state] {
+            std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+        }
+        let mut repairs = Repairs::default();
+        let (shims, directories) = config.shims();
+        let core = Arc::new(open_core(config, &mut repairs).await?);
+        reconcile(&core, &mut repairs).await;
+        let (shims, reports) = Shims::open(shims, directories)?;
+        let engine = Engine::assemble(&core, shims);
+        // Events that waited in the shims come while the tasks are found again.
+        tokio::spawn(take_in(engine.tasks.clone(), reports));
+        let tasks = restore_tasks(&engine.tasks, &mut repairs).await;
+        tokio::spawn(engine.gc.clone().serve());
+        engine.gc.schedule();
+        Ok((engine, OpenReport { repairs: repairs.0, tasks }))
+    }
+
+    fn assemble(core: &Arc<Core>, shims: Shims) -> Engine {
+        let shared = || Arc::clone(core);
+        let gc = Gc::new(core);
+        let content = Content { core: shared() };
+        let snapshots = Snapshots { core: shared() };
+        let images = Images { core: shared(), gc: gc.clone() };
+        let leases = Leases { core: shared(), gc: gc.clone() };
+        Engine {
+            namespaces: Namespaces { core: shared() },
+            containers: Containers { core: shared() },
+            sandboxes: Sandboxes { core: shared() },
+            tasks: Tasks::new(core, shims, snapshots.clone()),
+            events: core.events.clone(),
+            diff: Diff { core: shared(), content: content.clone() },
+            transfer: Transfer::new(core, content.clone(), snapshots.clone(), images.clone(), leases.clone()),
+            ops: core.ops.clone(),
+            core: shared(),
+            content,
+            snapshots,
+            images,
+            leases,
+            gc,
+        }
     }
 
     /// The settings it was opened with.
     pub fn config(&self) -> &Config {
-        todo!()
+        &self.core.config
     }
 
     /// What a shim says about itself and its runtime (`-info`): a `containerd.types.RuntimeInfo`.
@@ -86,11 +143,59 @@ impl Engine {
         runtime: &str,
         options: Option<&Any>,
     ) -> Result<gantry_ttrpc::pb::containerd::types::RuntimeInfo> {
-        todo!()
+        let runtime = if runtime.is_empty() { &self.core.config.default_runtime } else { runtime };
+        Ok(self.tasks.shims.info(runtime, options).await?)
     }
 
     /// Stops what the engine does in the background and makes its records durable. Containers run on.
     pub async fn close(&self) {
-        todo!()
+        self.core.stop.cancel();
+        if let Err(error) = self.core.db.export().await {
+            tracing::warn!(%error, "records not exported");
+        }
+    }
+}
+
+async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
+    let db_config = gantry_metadata::Config::new(config.root.join("metadata"));
+    let opened = tokio::task::spawn_blocking(move || Db::open(db_config)).await;
+    let (db, report) = opened.map_err(Error::task("opening the records"))??;
+    report.damage.iter().for_each(|damage| repairs.note("records", damage));
+    report.restored.iter().for_each(|name| repairs.note(format!("record {name}"), "restored from the last export"));
+    report.lost.iter().for_each(|name| repairs.note(format!("record {name}"), "lost"));
+    let store = LocalStore::open(config.root.join("content"))?;
+    Ok(Core {
+        db,
+        store: Arc::new(store),
+        snapshotters: open_snapshotters(&config.root.join("snapshots"), repairs),
+        registry: Registry::new(config.registry.clone()),
+        events: Events::new(config.event_log),
+        ops: Ops::default(),
+        joint: RwLock::new(()),
+        garbage: Notify::new(),
+        unpacking: Semaphore::new(config.concurrent_unpacks.max(1)),
+        stop: CancellationToken::new(),
+        config,
+    })
+}
+
+/// A snapshotter that this kernel or disk cannot carry is left out and named.
+fn open_snapshotters(directory: &Path, repairs: &mut Repairs) -> BTreeMap<String, Arc<dyn Snapshotter>> {
+    let mut all: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
+    match Overlay::open(&directory.join("overlayfs"), OverlayConfig::default()) {
+        Ok(overlay) => drop(all.insert("overlayfs".into(), Arc::new(overlay))),
+        Err(error) => repairs.note("snapshotter overlayfs", format!("left out: {error}")),
+    }
+    match Native::open(&directory.join("native")) {
+        Ok(native) => drop(all.insert("native".into(), Arc::new(native))),
+        Err(error) => repairs.note("snapshotter native", format!("left out: {error}")),
+    }
+    all
+}
+
+/// Takes in what shims report, in their order, until the engine closes.
+async fn take_in(tasks: Tasks, mut reports: mpsc::Receiver<Forwarded>) {
+    while let Some(forwarded) = reports.recv().await {
+        tasks.take_in(forwarded);
     }
 }

@@ -1,26 +1,43 @@
-//! Snapshots as a namespace sees them: its own names over the snapshotters' internal keys.
+//! Snapshots as a namespace sees them: its own names over the snapshotters' internal keys. The directory is made
+//! before the record that names it, and goes after it.
 
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use gantry_metadata::Resource;
+use gantry_snapshots::Snapshotter;
+use gantry_ttrpc::pb::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
 use gantry_types::{Filter, Labels, Mount, Scope};
 
+use crate::core::{Core, lease, select};
 use crate::Result;
 
-pub use gantry_snapshots::Usage;
-
 pub use gantry_metadata::{Snapshot, SnapshotKind};
+pub use gantry_snapshots::Usage;
 
 /// The snapshots of all namespaces and snapshotters. An empty snapshotter name means the default one.
 #[derive(Clone)]
-pub struct Snapshots {}
+pub struct Snapshots {
+    pub(crate) core: Arc<Core>,
+}
 
 impl Snapshots {
     /// Names of the snapshotters.
     pub fn names(&self) -> Vec<String> {
-        todo!()
+        self.core.snapshotters.keys().cloned().collect()
     }
 
     /// Name of the default one.
     pub fn default_name(&self) -> &str {
-        todo!()
+        &self.core.config.default_snapshotter
+    }
+
+    /// The snapshotter behind a name, for its capabilities and its directory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for one that is not there.
+    pub fn snapshotter(&self, name: &str) -> Result<Arc<dyn Snapshotter>> {
+        Ok(Arc::clone(self.core.snapshotter(name)?.1))
     }
 
     /// What is known about a snapshot.
@@ -28,7 +45,8 @@ impl Snapshots {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for a snapshotter that is not there.
     pub async fn stat(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Snapshot> {
-        todo!()
+        let (name, _) = self.core.snapshotter(snapshotter)?;
+        Ok(self.core.db.snapshots(&scope.namespace, name).get(key)?)
     }
 
     /// Changes labels: those named in `fields` (`labels`, `labels.KEY`), all where there are none.
@@ -39,19 +57,21 @@ impl Snapshots {
         &self,
         scope: &Scope,
         snapshotter: &str,
-        name: &str,
+        key: &str,
         labels: Labels,
         fields: &[String],
     ) -> Result<Snapshot> {
-        todo!()
+        let (name, _) = self.core.snapshotter(snapshotter)?;
+        Ok(self.core.db.snapshots(&scope.namespace, name).update(key, labels, fields.to_vec()).await?)
     }
 
     /// The snapshots that `filter` selects (`kind`, `name`, `parent`, `labels`).
     ///
     /// # Errors
-    /// When records or snapshotter cannot be read.
+    /// As [`Snapshots::stat`].
     pub async fn list(&self, scope: &Scope, snapshotter: &str, filter: &Filter) -> Result<Vec<Snapshot>> {
-        todo!()
+        let (name, _) = self.core.snapshotter(snapshotter)?;
+        Ok(select(self.core.db.snapshots(&scope.namespace, name).scan(), filter))
     }
 
     /// What a snapshot itself takes up, without its parents.
@@ -59,7 +79,8 @@ impl Snapshots {
     /// # Errors
     /// As [`Snapshots::stat`].
     pub async fn usage(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Usage> {
-        todo!()
+        let record = self.stat(scope, snapshotter, key).await?;
+        Ok(self.core.snapshotter(snapshotter)?.1.usage(&record.internal).await?)
     }
 
     /// The mounts of an active snapshot or view.
@@ -67,7 +88,8 @@ impl Snapshots {
     /// # Errors
     /// As [`Snapshots::stat`].
     pub async fn mounts(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
-        todo!()
+        let record = self.stat(scope, snapshotter, key).await?;
+        Ok(self.core.snapshotter(snapshotter)?.1.mounts(&record.internal).await?)
     }
 
     /// Makes an active snapshot on top of `parent` (empty for none).
@@ -82,7 +104,7 @@ impl Snapshots {
         parent: &str,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        todo!()
+        self.make(scope, snapshotter, SnapshotKind::Active, (key, parent), labels).await
     }
 
     /// Makes a read-only view of `parent`.
@@ -97,7 +119,40 @@ impl Snapshots {
         parent: &str,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        todo!()
+        self.make(scope, snapshotter, SnapshotKind::View, (key, parent), labels).await
+    }
+
+    async fn make(
+        &self,
+        scope: &Scope,
+        snapshotter: &str,
+        kind: SnapshotKind,
+        (key, parent): (&str, &str),
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let (name, snapshotter) = self.core.snapshotter(snapshotter)?;
+        let records = self.core.db.snapshots(&scope.namespace, name);
+        if records.get(key).is_ok() {
+            return self.refuse_present(scope, name, key).await;
+        }
+        let parent = (!parent.is_empty()).then(|| records.get(parent)).transpose()?;
+        let _together = self.core.joint.read().await;
+        let internal = records.internal(key).await?;
+        let below = parent.as_ref().map(|p| p.internal.as_str());
+        let mounts = match kind {
+            SnapshotKind::View => snapshotter.view(&internal, below, labels.clone()).await?,
+            _ => snapshotter.prepare(&internal, below, labels.clone()).await?,
+        };
+        let parent = parent.map(|p| p.key);
+        let record = record(name, key, &internal, kind, parent.clone(), labels);
+        if let Err(error) = records.create(record, lease(scope)).await {
+            self.undo(&**snapshotter, &internal).await;
+            return Err(error.into());
+        }
+        let (key, parent) = (key.to_owned(), parent.unwrap_or_default());
+        let event = SnapshotPrepare { key, parent, snapshotter: name.to_owned() };
+        self.core.emit(&scope.namespace, "/snapshot/prepare", &event);
+        Ok(mounts)
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`. `parent` (else empty) puts one that was
@@ -114,7 +169,23 @@ impl Snapshots {
         parent: &str,
         labels: Labels,
     ) -> Result<()> {
-        todo!()
+        let (driver, snapshotter) = self.core.snapshotter(snapshotter)?;
+        let records = self.core.db.snapshots(&scope.namespace, driver);
+        let active = records.get(key)?;
+        if !parent.is_empty() && active.parent.as_deref() != Some(parent) {
+            return Err(crate::Error::Unimplemented("putting a snapshot upon another parent"));
+        }
+        if records.get(name).is_ok() {
+            return self.refuse_present(scope, driver, name).await;
+        }
+        let _together = self.core.joint.read().await;
+        let internal = records.internal(name).await?;
+        snapshotter.commit(&internal, &active.internal, None, labels.clone()).await?;
+        records.commit(key, name, internal, labels, lease(scope)).await?;
+        let (key, name) = (key.to_owned(), name.to_owned());
+        let event = SnapshotCommit { key, name, snapshotter: driver.to_owned() };
+        self.core.emit(&scope.namespace, "/snapshot/commit", &event);
+        Ok(())
     }
 
     /// Removes a snapshot.
@@ -122,14 +193,55 @@ impl Snapshots {
     /// # Errors
     /// `FailedPrecondition` while it has children, `NotFound`.
     pub async fn remove(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<()> {
-        todo!()
+        let (name, snapshotter) = self.core.snapshotter(snapshotter)?;
+        let removed = self.core.db.snapshots(&scope.namespace, name).remove(key, lease(scope)).await?;
+        let event = SnapshotRemove { key: key.to_owned(), snapshotter: name.to_owned() };
+        self.core.emit(&scope.namespace, "/snapshot/remove", &event);
+        self.undo(&**snapshotter, &removed.internal).await;
+        Ok(())
     }
 
     /// Frees what removals left behind.
     ///
     /// # Errors
     /// When directories cannot be removed.
-    pub async fn cleanup(&self, scope: &Scope, snapshotter: &str) -> Result<()> {
-        todo!()
+    pub async fn cleanup(&self, _scope: &Scope, snapshotter: &str) -> Result<()> {
+        Ok(self.core.snapshotter(snapshotter)?.1.cleanup().await?)
+    }
+
+    /// Removes what no record names. Start-up looks for what stays.
+    async fn undo(&self, snapshotter: &dyn Snapshotter, internal: &str) {
+        if let Err(error) = snapshotter.remove(internal).await {
+            tracing::warn!(internal, %error, "snapshot without a record stays until the next start");
+        }
+    }
+
+    /// What a caller wants to make and is there already, its lease keeps from now on.
+    async fn refuse_present<T>(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<T> {
+        if let Some(lease) = lease(scope) {
+            let resource = Resource::Snapshot { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+            self.core.db.leases(&scope.namespace).add_resource(lease, resource).await?;
+        }
+        Err(crate::Error::AlreadyExists { what: "snapshot", name: key.to_owned() })
+    }
+}
+
+fn record(
+    snapshotter: &str,
+    key: &str,
+    internal: &str,
+    kind: SnapshotKind,
+    parent: Option<String>,
+    labels: Labels,
+) -> Snapshot {
+    Snapshot {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+        internal: internal.to_owned(),
+        kind,
+        parent,
+        labels,
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
     }
 }

@@ -1,19 +1,43 @@
 //! Images between registries, archives and this engine. Every road (command line, CRI, transfer service) ends here.
 
+mod export;
+mod fetch;
+mod import;
+mod manifest;
+mod names;
+mod pull;
+mod push;
+mod unpack;
+
 use std::sync::Arc;
 
 use gantry_types::{Descriptor, Labels, Platform, Reference, Scope};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::Result;
-use crate::images::Image;
+use crate::{Error, Result};
+use crate::content::Content;
+use crate::core::Core;
+use crate::images::{Image, Images};
+use crate::keyed::Keyed;
+use crate::leases::Leases;
+use crate::snapshots::Snapshots;
 
-pub use gantry_registry::{Access, Credential, Credentials, CredentialsError};
+pub use gantry_registry::{Access, Ask, Credential, Credentials, CredentialsError, Scheme, Secret};
 
 /// The transfers of all namespaces.
 #[derive(Clone)]
-pub struct Transfer {}
+pub struct Transfer {
+    pub(crate) core: Arc<Core>,
+    pub(crate) content: Content,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) images: Images,
+    pub(crate) leases: Leases,
+    /// One fetch of a digest at a time.
+    fetching: Keyed,
+    /// One unpacking of a chain id at a time.
+    unpacking: Keyed,
+}
 
 /// How far something is. The names and forms are those the transfer service streams.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,13 +185,24 @@ pub struct Export {
 }
 
 impl Transfer {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        content: Content,
+        snapshots: Snapshots,
+        images: Images,
+        leases: Leases,
+    ) -> Transfer {
+        let (fetching, unpacking) = (Keyed::default(), Keyed::default());
+        Transfer { core: Arc::clone(core), content, snapshots, images, leases, fetching, unpacking }
+    }
+
     /// Fetches, verifies and unpacks an image: one pipeline under one lease. After a failure no image of that name
     /// has changed; bytes that came are kept for a while, and the next pull goes on behind them.
     ///
     /// # Errors
     /// What registry, content or layers say, naming blob, registry and reason.
     pub async fn pull(&self, scope: &Scope, pull: Pull, progress: ProgressSink) -> Result<Image> {
-        todo!()
+        pull::pull(self, scope, pull, progress).await
     }
 
     /// Sends an image: blobs first, manifests last.
@@ -175,7 +210,7 @@ impl Transfer {
     /// # Errors
     /// `NotFound` for a blob that is not here, what the registry says.
     pub async fn push(&self, scope: &Scope, push: Push, progress: ProgressSink) -> Result<()> {
-        todo!()
+        push::push(self, scope, push, progress).await
     }
 
     /// Reads an archive (OCI layout or Docker, plain, gzip or zstd); gives the images it made.
@@ -189,7 +224,7 @@ impl Transfer {
         import: Import,
         progress: ProgressSink,
     ) -> Result<Vec<Image>> {
-        todo!()
+        import::import(self, scope, archive, import, progress).await
     }
 
     /// Writes an archive: an OCI layout that Docker reads too.
@@ -203,7 +238,7 @@ impl Transfer {
         export: Export,
         progress: ProgressSink,
     ) -> Result<()> {
-        todo!()
+        export::export(self, scope, archive, export, progress).await
     }
 
     /// Unpacks an image that is here; gives the chain id, which is the name of its top snapshot.
@@ -211,7 +246,12 @@ impl Transfer {
     /// # Errors
     /// `NotFound` for a blob that is not here.
     pub async fn unpack(&self, scope: &Scope, image: &Image, unpack: &Unpack, progress: ProgressSink) -> Result<String> {
-        todo!()
+        let (scope, cover) = self.leases.cover(scope, UNPACK_LEASE).await?;
+        let top = unpack_stored(self, &scope, image, unpack, &progress).await;
+        if let Some(cover) = cover {
+            cover.end().await;
+        }
+        top
     }
 
     /// Gives an image another name; with `force` over one that is there.
@@ -219,6 +259,76 @@ impl Transfer {
     /// # Errors
     /// `NotFound`, `AlreadyExists`.
     pub async fn tag(&self, scope: &Scope, source: &str, target: &str, labels: Labels, force: bool) -> Result<Image> {
-        todo!()
+        let image = self.images.get(scope, source).await?;
+        let mut all = image.labels;
+        all.extend(labels);
+        if force {
+            return self.name_image(scope, target, &image.target, &all).await;
+        }
+        self.images.create(scope, pull::new_image(target, image.target, all)).await
     }
+}
+
+/// Longest an unpacking can hold its lease.
+const UNPACK_LEASE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// Unpacks the image of `unpack`'s platform from content.
+async fn unpack_stored(
+    t: &Transfer,
+    scope: &Scope,
+    image: &Image,
+    unpack: &Unpack,
+    progress: &ProgressSink,
+) -> Result<String> {
+    let unpack = Unpack { snapshotter: or_default(t, &unpack.snapshotter), ..unpack.clone() };
+    let manifest = find_manifest(t, scope, &image.target, &unpack.platform).await?;
+    let config = manifest::read_config(&t.content, scope, &manifest.config).await?;
+    let sources = manifest.layers.iter().map(|_| unpack::Source::Stored);
+    let stack = t.stack_of(&manifest, Some(&config), &unpack, sources)?;
+    let top = t.unpack_stack(scope, stack, progress).await?;
+    t.mark_unpacked(scope, &manifest, Some(&config), &unpack, &top).await?;
+    Ok(top.to_string())
+}
+
+/// The manifest for a platform, below an index or at once.
+pub(crate) async fn find_manifest(
+    t: &Transfer,
+    scope: &Scope,
+    root: &Descriptor,
+    platform: &Platform,
+) -> Result<manifest::Manifest> {
+    let missing = || Error::not_found("manifest for platform", platform.to_string());
+    let mut next = root.clone();
+    for _ in 0..=manifest::MAX_DEPTH {
+        match manifest::read(&t.content, scope, &next).await?.ok_or_else(missing)? {
+            manifest::Document::Manifest(manifest) => return Ok(manifest),
+            manifest::Document::Index(index) => {
+                let chosen = manifest::choose(&index.manifests, std::slice::from_ref(platform), 1);
+                next = chosen.into_iter().next().ok_or_else(missing)?;
+            }
+        }
+    }
+    Err(missing())
+}
+
+/// `index-sha256:…`, `manifest-…`, `config-…`, `layer-…`: the name of a blob in progress and of its ingest.
+pub(crate) fn name_of(descriptor: &Descriptor) -> String {
+    let media_type = descriptor.media_type.as_str();
+    let kind = match media_type {
+        _ if gantry_types::media_type::is_index(media_type) => "index",
+        _ if gantry_types::media_type::is_manifest(media_type) => "manifest",
+        _ if gantry_types::media_type::is_config(media_type) => "config",
+        _ if gantry_types::media_type::layer_compression(media_type).is_some() => "layer",
+        _ => "unknown",
+    };
+    format!("{kind}-{}", descriptor.digest)
+}
+
+/// A size as progress carries it.
+pub(crate) fn signed(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+fn or_default(t: &Transfer, snapshotter: &str) -> String {
+    if snapshotter.is_empty() { t.snapshots.default_name().to_owned() } else { snapshotter.to_owned() }
 }

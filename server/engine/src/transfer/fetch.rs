@@ -1,0 +1,177 @@
+//! Blobs from a registry into content: one fetch of a digest at a time, verified, going on where an earlier one broke off.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use gantry_registry::{Access, Registry};
+use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Reference, Scope};
+
+use super::{Progress, ProgressSink, Transfer};
+use crate::content::{Writer, is_present};
+use crate::stream::Feed;
+use crate::{Error, Result};
+
+/// Pause between two reports on one blob.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// How often a blob with a wrong digest is fetched in all: the second time from another host, where there is one.
+const TRIES: usize = 2;
+
+/// Where blobs come from and who is told.
+pub(super) struct Fetch<'a> {
+    pub(super) transfer: &'a Transfer,
+    pub(super) scope: &'a Scope,
+    pub(super) reference: &'a Reference,
+    pub(super) access: &'a Access,
+    pub(super) progress: &'a ProgressSink,
+}
+
+impl Fetch<'_> {
+    /// Brings a blob into content, with `labels`. With a feed its bytes go there on the way; one that gets less than
+    /// all of the right bytes sees its stream broken.
+    pub(super) async fn blob(&self, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
+        self.tell("waiting", descriptor, 0);
+        let _one = self.transfer.fetching.lock(descriptor.digest.as_str()).await;
+        let reference = ingest(descriptor);
+        let mut feed = feed;
+        for attempt in 1..=TRIES {
+            let fetched = self.attempt(&reference, descriptor, labels, feed.take()).await;
+            match fetched {
+                Err(error) if attempt < TRIES && error.kind() == ErrorKind::FailedPrecondition => {
+                    tracing::warn!(digest = %descriptor.digest, %error, "wrong bytes; fetching again");
+                }
+                fetched => return fetched,
+            }
+        }
+        Ok(())
+    }
+
+    async fn attempt(&self, reference: &str, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
+        let opened = self.open(reference, descriptor).await;
+        let writer = match opened {
+            Err(error) if is_present(&error) => {
+                self.tell("already exists", descriptor, descriptor.size);
+                self.add_source(descriptor, labels).await?;
+                return self.feed_stored(descriptor, feed).await;
+            }
+            opened => opened?,
+        };
+        let fetched = self.write(writer, descriptor, labels, feed).await;
+        match fetched {
+            Ok(()) => {
+                self.tell("complete", descriptor, descriptor.size);
+                Ok(())
+            }
+            Err(error) => {
+                // Nothing is left of a failed fetch; only one that was broken off goes on later.
+                let _ = self.transfer.content.abort(self.scope, reference).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The ingest belongs to no lease: it must outlive a pull that is broken off, and expires by itself.
+    async fn open(&self, reference: &str, descriptor: &Descriptor) -> Result<Writer> {
+        let content = &self.transfer.content;
+        if content.info(self.scope, &descriptor.digest).await.is_ok() {
+            // With the lease, so that the lease keeps what is there.
+            return content.writer(self.scope, reference, Some(descriptor.size), Some(&descriptor.digest)).await;
+        }
+        let alone = Scope { lease: None, ..self.scope.clone() };
+        let opened = content.writer(&alone, reference, Some(descriptor.size), Some(&descriptor.digest)).await;
+        let mut writer = match opened {
+            // An earlier ingest of that name expected something else.
+            Err(error) if error.kind() == ErrorKind::FailedPrecondition => {
+                content.abort(&alone, reference).await?;
+                content.writer(&alone, reference, Some(descriptor.size), Some(&descriptor.digest)).await?
+            }
+            opened => opened?,
+        };
+        writer.adopt(self.scope);
+        Ok(writer)
+    }
+
+    async fn write(&self, mut writer: Writer, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
+        let mut offset = writer.status().offset;
+        // Who comes late to a stream must read it from content.
+        let mut feed = feed.filter(|_| offset == 0);
+        let registry = &self.transfer.core.registry;
+        let mut host = String::new();
+        if offset < descriptor.size {
+            let mut bytes = registry.fetch(self.reference, descriptor, offset, self.access).await?;
+            host = bytes.host().to_owned();
+            let mut reported = Instant::now();
+            while let Some(piece) = bytes.next().await {
+                let piece = piece?;
+                offset = writer.write(offset, piece.clone()).await?;
+                pass_on(&mut feed, piece).await;
+                if reported.elapsed() >= REPORT_EVERY {
+                    self.tell("downloading", descriptor, offset);
+                    reported = Instant::now();
+                }
+            }
+        }
+        let committed = writer.commit(Some(descriptor.size), Some(&descriptor.digest), labels.clone()).await;
+        match committed {
+            Err(error) if is_present(&error) => {}
+            Err(error) => {
+                distrust(registry, &host, &error);
+                return Err(error);
+            }
+            Ok(_) => {}
+        }
+        if let Some(feed) = feed {
+            feed.finish().await;
+        }
+        Ok(())
+    }
+
+    /// What is here already goes to who wants the bytes from where it is.
+    async fn feed_stored(&self, descriptor: &Descriptor, feed: Option<Feed>) -> Result<()> {
+        if let Some(feed) = feed {
+            feed.blob(self.transfer.content.reader(self.scope, &descriptor.digest).await?).await;
+        }
+        Ok(())
+    }
+
+    /// Labels of a blob that was here: what it refers to, and from where else it can be had.
+    async fn add_source(&self, descriptor: &Descriptor, labels: &Labels) -> Result<()> {
+        let fields = super::manifest::fields(labels);
+        if !fields.is_empty() {
+            self.transfer.content.update(self.scope, &descriptor.digest, labels.clone(), &fields).await?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, event: &str, descriptor: &Descriptor, progress: u64) {
+        self.progress.tell(Progress {
+            event: event.to_owned(),
+            name: super::name_of(descriptor),
+            parents: Vec::new(),
+            progress: super::signed(progress),
+            total: super::signed(descriptor.size),
+            descriptor: Some(descriptor.clone()),
+        });
+    }
+}
+
+/// Name of a blob's ingest.
+pub(super) fn ingest(descriptor: &Descriptor) -> String {
+    super::name_of(descriptor)
+}
+
+/// Who stopped reading is not fed any more; that it did is its own affair to tell.
+async fn pass_on(feed: &mut Option<Feed>, piece: Bytes) {
+    if let Some(open) = feed {
+        if !open.send(piece).await {
+            *feed = None;
+        }
+    }
+}
+
+/// A host that delivers wrong bytes is passed over for a while.
+fn distrust(registry: &Registry, host: &str, error: &Error) {
+    if error.kind() == ErrorKind::FailedPrecondition && !host.is_empty() {
+        registry.distrust(host);
+    }
+}

@@ -1,0 +1,350 @@
+//! Pulling an image: resolve, fetch, verify and unpack as one pipeline, under one lease; the image's name comes last.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures::future::{join_all, try_join_all};
+use futures::{StreamExt, TryStreamExt};
+use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Platform, Scope, labels, media_type};
+use tokio::sync::{oneshot, watch};
+
+use super::fetch::{Fetch, ingest};
+use super::manifest::{self, Document, ImageConfig, MAX_DEPTH, Manifest};
+use super::unpack::{Layer, Source, Stack};
+use super::{Progress, ProgressSink, Pull, Transfer, Unpack};
+use crate::content::is_present;
+use crate::images::Image;
+use crate::ops::Entry;
+use crate::stream::Feed;
+use crate::{Error, Result};
+
+/// Longest a pull can hold its lease; a longer one would lose what it has got so far.
+const LEASE: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) async fn pull(t: &Transfer, scope: &Scope, pull: Pull, progress: ProgressSink) -> Result<Image> {
+    let operation = t.core.ops.begin("pull", pull.reference.to_string(), Some(&scope.namespace), scope.deadline);
+    let (scope, cover) = t.leases.cover(scope, LEASE).await?;
+    let one = One { t, scope: &scope, pull: &pull, progress: &progress, operation: &operation };
+    let image = one.run().await;
+    if let Some(cover) = cover {
+        cover.end().await;
+    }
+    image
+}
+
+/// One pull.
+struct One<'a> {
+    t: &'a Transfer,
+    scope: &'a Scope,
+    pull: &'a Pull,
+    progress: &'a ProgressSink,
+    operation: &'a Entry,
+}
+
+/// An image of one platform, its documents being in content.
+struct Single {
+    manifest: Manifest,
+    config: Option<ImageConfig>,
+}
+
+impl One<'_> {
+    async fn run(&self) -> Result<Image> {
+        let name = if self.pull.name.is_empty() { self.pull.reference.to_string() } else { self.pull.name.clone() };
+        self.operation.stage("resolving");
+        self.tell(&format!("Resolving from {}", self.pull.reference.host()), &self.pull.reference.to_string());
+        let resolved = self.t.core.registry.resolve(&self.pull.reference, &self.pull.access).await?;
+        let root = Descriptor { platform: None, ..resolved.descriptor };
+        self.operation.stage("fetching manifests");
+        let singles = self.documents(&root, resolved.body).await?;
+        self.operation.stage("fetching and unpacking layers");
+        let moved = self.all_layers(&singles).await;
+        if moved.is_err() {
+            self.abandon(&singles).await;
+        }
+        moved?;
+        self.operation.stage("naming the image");
+        let image = self.t.name_image(self.scope, &name, &root, &self.pull.labels).await?;
+        self.tell("saved", &name);
+        self.tell("Completed pull", &name);
+        Ok(image)
+    }
+
+    /// Fetches indexes and manifests from the root down; gives the images that were chosen.
+    async fn documents(&self, root: &Descriptor, body: Option<bytes::Bytes>) -> Result<Vec<Single>> {
+        let mut open = vec![(root.clone(), body, 0)];
+        let mut seen = HashSet::new();
+        let mut manifests = Vec::new();
+        while let Some((descriptor, body, depth)) = open.pop() {
+            if !seen.insert(descriptor.digest.clone()) {
+                continue;
+            }
+            match self.document(&descriptor, body).await? {
+                Document::Manifest(manifest) => manifests.push(manifest),
+                Document::Index(index) if depth < MAX_DEPTH => {
+                    let chosen = manifest::choose(&index.manifests, &self.pull.platforms, self.pull.manifest_limit);
+                    if chosen.is_empty() {
+                        return Err(self.no_platform());
+                    }
+                    open.extend(chosen.into_iter().rev().map(|child| (child, None, depth + 1)));
+                }
+                Document::Index(_) => return Err(bad(&descriptor, "index", "indexes are nested too deep")),
+            }
+        }
+        self.configs(manifests).await
+    }
+
+    /// Fetches one document and stores it with what it keeps.
+    async fn document(&self, descriptor: &Descriptor, body: Option<bytes::Bytes>) -> Result<Document> {
+        let registry = &self.t.core.registry;
+        let bytes = match body {
+            Some(body) => body,
+            None => match self.t.content.read_all(self.scope, &descriptor.digest, manifest::MAX_SIZE).await {
+                Ok(bytes) => bytes,
+                Err(_) => registry.manifest(&self.pull.reference, descriptor, &self.pull.access).await?,
+            },
+        };
+        let document = Document::parse(descriptor, &bytes)?;
+        let unknown = || Error::MediaType { media_type: descriptor.media_type.clone(), wanted: "pulled" };
+        let document = document.ok_or_else(unknown)?;
+        let mut labels = document.gc_labels();
+        labels.extend(self.source_label());
+        let content = &self.t.content;
+        content.write_all(self.scope, &descriptor.digest, bytes, labels.clone()).await?;
+        let fields = manifest::fields(&labels);
+        content.update(self.scope, &descriptor.digest, labels, &fields).await?;
+        Ok(document)
+    }
+
+    /// Fetches the configurations; of several images without a platform of their own, keeps those that fit.
+    async fn configs(&self, manifests: Vec<Manifest>) -> Result<Vec<Single>> {
+        let mut singles = Vec::new();
+        for manifest in manifests {
+            self.fetch().blob(&manifest.config, &Labels::from_iter(self.source_label()), None).await?;
+            let config = match media_type::is_config(&manifest.config.media_type) {
+                true => Some(manifest::read_config(&self.t.content, self.scope, &manifest.config).await?),
+                false => None,
+            };
+            if config.as_ref().is_none_or(|config| self.fits(&config.platform)) {
+                singles.push(Single { manifest, config });
+            }
+        }
+        if singles.is_empty() { Err(self.no_platform()) } else { Ok(singles) }
+    }
+
+    fn fits(&self, platform: &Platform) -> bool {
+        let wanted = &self.pull.platforms;
+        wanted.is_empty() || platform.os.is_empty() || wanted.iter().any(|wanted| wanted.preference(platform).is_some())
+    }
+
+    async fn all_layers(&self, singles: &[Single]) -> Result<()> {
+        try_join_all(singles.iter().map(|single| self.layers(single))).await.map(drop)
+    }
+
+    /// Fetches an image's layers side by side, and unpacks them in their order meanwhile.
+    async fn layers(&self, single: &Single) -> Result<()> {
+        let unpacks = self.unpacks(single);
+        let layers = &single.manifest.layers;
+        let (done, fetched): (Vec<_>, Vec<_>) = layers.iter().map(|_| watch::channel(false)).unzip();
+        let mut coming: Vec<Option<oneshot::Receiver<Option<Feed>>>> = layers.iter().map(|_| None).collect();
+        let mut stacks = Vec::new();
+        for (number, unpack) in unpacks.iter().enumerate() {
+            let mut stack = self.stack(single, unpack, &fetched)?;
+            // The lowest layer is unpacked while it comes; the others wait for their turn anyway.
+            if let (0, Some(first)) = (number, stack.layers.first_mut()) {
+                let (wanted, answer) = oneshot::channel();
+                first.source = Source::Coming(wanted);
+                coming[0] = Some(answer);
+            }
+            stacks.push(stack);
+        }
+        let most = self.t.core.config.concurrent_downloads.max(1);
+        let fetches = layers.iter().zip(done).zip(coming).map(|((layer, done), coming)| self.layer(layer, done, coming));
+        // Collected, for the compiler cannot see that the borrowed iterator is the same for every lifetime.
+        let fetches: Vec<_> = fetches.collect();
+        let fetching = futures::stream::iter(fetches).buffer_unordered(most).try_collect::<Vec<()>>();
+        let unpacking = try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.progress)));
+        let (_, tops) = race(fetching, unpacking).await?;
+        for (unpack, top) in unpacks.iter().zip(tops) {
+            self.t.mark_unpacked(self.scope, &single.manifest, single.config.as_ref(), unpack, &top).await?;
+        }
+        Ok(())
+    }
+
+    async fn layer(
+        &self,
+        layer: &Descriptor,
+        done: watch::Sender<bool>,
+        coming: Option<oneshot::Receiver<Option<Feed>>>,
+    ) -> Result<()> {
+        let feed = match coming {
+            // The unpacker says whether it wants the bytes; where it failed there is nothing to feed.
+            Some(answer) => answer.await.ok().flatten(),
+            None => None,
+        };
+        self.fetch().blob(layer, &Labels::from_iter(self.source_label()), feed).await?;
+        done.send_replace(true);
+        Ok(())
+    }
+
+    fn stack(&self, single: &Single, unpack: &Unpack, fetched: &[watch::Receiver<bool>]) -> Result<Stack> {
+        let sources = fetched.iter().map(|fetched| Source::Fetched(fetched.clone()));
+        self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, sources)
+    }
+
+    /// What of the wanted unpacking concerns this image.
+    fn unpacks(&self, single: &Single) -> Vec<Unpack> {
+        let Some(config) = &single.config else { return Vec::new() };
+        let mut wanted: Vec<Unpack> = Vec::new();
+        for unpack in &self.pull.unpacks {
+            let snapshotter = super::or_default(self.t, &unpack.snapshotter);
+            let fits = config.platform.os.is_empty() || unpack.platform.preference(&config.platform).is_some();
+            if fits && !wanted.iter().any(|other| other.snapshotter == snapshotter) {
+                wanted.push(Unpack { snapshotter, ..unpack.clone() });
+            }
+        }
+        wanted
+    }
+
+    /// After a failure: nothing is left of what was being fetched, unless another pull is at it.
+    async fn abandon(&self, singles: &[Single]) {
+        let blobs = singles.iter().flat_map(|single| &single.manifest.layers);
+        join_all(blobs.map(|blob| async move {
+            if let Some(_nobody_else) = self.t.fetching.try_lock(blob.digest.as_str()) {
+                // Most have none.
+                let _ = self.t.content.abort(self.scope, &ingest(blob)).await;
+            }
+        }))
+        .await;
+    }
+
+    fn fetch(&self) -> Fetch<'_> {
+        Fetch {
+            transfer: self.t,
+            scope: self.scope,
+            reference: &self.pull.reference,
+            access: &self.pull.access,
+            progress: self.progress,
+        }
+    }
+
+    /// Says on a blob where it came from, so that a push can mount it there.
+    fn source_label(&self) -> Option<(String, String)> {
+        let key = format!("{}.{}", labels::DISTRIBUTION_SOURCE, self.pull.reference.host());
+        let value = self.pull.reference.path().to_owned();
+        labels::validate(&key, &value).ok().map(|()| (key, value))
+    }
+
+    fn no_platform(&self) -> Error {
+        let wanted: Vec<String> = self.pull.platforms.iter().map(Platform::to_string).collect();
+        Error::not_found("manifest for platform", wanted.join(", "))
+    }
+
+    fn tell(&self, event: &str, name: &str) {
+        let (event, name) = (event.to_owned(), name.to_owned());
+        self.progress.tell(Progress { event, name, parents: Vec::new(), progress: 0, total: 0, descriptor: None });
+    }
+}
+
+/// Runs both to their end. Of two failures the one that is not a mere consequence of the other counts.
+async fn race<A, B>(
+    fetching: impl Future<Output = Result<A>>,
+    unpacking: impl Future<Output = Result<B>>,
+) -> Result<(A, B)> {
+    tokio::pin!(fetching, unpacking);
+    let mut unpacked = None;
+    let fetched = loop {
+        tokio::select! {
+            fetched = &mut fetching => break fetched?,
+            done = &mut unpacking, if unpacked.is_none() => match done {
+                Ok(done) => unpacked = Some(done),
+                Err(error) if is_consequence(&error) => break fetching.await.and(Err(error))?,
+                Err(error) => return Err(error),
+            },
+        }
+    };
+    match unpacked {
+        Some(unpacked) => Ok((fetched, unpacked)),
+        None => Ok((fetched, unpacking.await?)),
+    }
+}
+
+/// Whether unpacking failed because its bytes stopped coming.
+fn is_consequence(error: &Error) -> bool {
+    match error {
+        Error::Layer { source, .. } => {
+            matches!(&source.reason, gantry_layer::Reason::Read(read) if read.kind() == std::io::ErrorKind::UnexpectedEof)
+        }
+        error => error.kind() == ErrorKind::Cancelled,
+    }
+}
+
+fn bad(descriptor: &Descriptor, what: &'static str, reason: &str) -> Error {
+    Error::BadBlob { what, digest: descriptor.digest.clone(), reason: reason.to_owned() }
+}
+
+impl Transfer {
+    /// The layers of an image, each with its source.
+    pub(super) fn stack_of(
+        &self,
+        manifest: &Manifest,
+        config: Option<&ImageConfig>,
+        unpack: &Unpack,
+        sources: impl Iterator<Item = Source>,
+    ) -> Result<Stack> {
+        let config = config.ok_or_else(|| bad(&manifest.config, "image", "no image configuration: nothing to unpack"))?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(bad(&manifest.config, "image configuration", "does not name as many layers as the manifest"));
+        }
+        let layers = manifest.layers.iter().zip(diff_ids).zip(sources);
+        let layers = layers.map(|((descriptor, diff_id), source)| Layer {
+            descriptor: descriptor.clone(),
+            diff_id: diff_id.clone(),
+            source,
+        });
+        Ok(Stack { snapshotter: unpack.snapshotter.clone(), layers: layers.collect() })
+    }
+
+    /// Labels what was unpacked: the configuration keeps the top snapshot, each layer says what is inside.
+    pub(super) async fn mark_unpacked(
+        &self,
+        scope: &Scope,
+        manifest: &Manifest,
+        config: Option<&ImageConfig>,
+        unpack: &Unpack,
+        top: &gantry_types::Digest,
+    ) -> Result<()> {
+        let key = format!("{}{}", labels::GC_REF_SNAPSHOT, unpack.snapshotter);
+        self.label(scope, &manifest.config, key, top.to_string()).await?;
+        let diff_ids = config.iter().flat_map(|config| &config.rootfs.diff_ids);
+        for (layer, diff_id) in manifest.layers.iter().zip(diff_ids).filter(|(layer, diff_id)| layer.digest != **diff_id) {
+            self.label(scope, layer, labels::UNCOMPRESSED.to_owned(), diff_id.to_string()).await?;
+        }
+        Ok(())
+    }
+
+    async fn label(&self, scope: &Scope, blob: &Descriptor, key: String, value: String) -> Result<()> {
+        let labels = Labels::from([(key, value)]);
+        let fields = manifest::fields(&labels);
+        self.content.update(scope, &blob.digest, labels, &fields).await.map(drop)
+    }
+
+    /// Enters an image, or changes what its name stands for.
+    pub(super) async fn name_image(&self, scope: &Scope, name: &str, target: &Descriptor, labels: &Labels) -> Result<Image> {
+        let image = new_image(name, target.clone(), labels.clone());
+        match self.images.create(scope, image.clone()).await {
+            Err(error) if is_present(&error) => {
+                let mut fields = vec!["target".to_owned()];
+                fields.extend(manifest::fields(labels));
+                self.images.update(scope, image, &fields).await
+            }
+            created => created,
+        }
+    }
+}
+
+/// An image whose times the records set.
+pub(super) fn new_image(name: &str, target: Descriptor, labels: Labels) -> Image {
+    let epoch = std::time::SystemTime::UNIX_EPOCH;
+    Image { name: name.to_owned(), target, labels, created: epoch, updated: epoch }
+}

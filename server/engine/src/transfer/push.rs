@@ -1,0 +1,143 @@
+//! Sending an image to a registry: blobs first, several at once, then manifests, the top one last.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use gantry_content::ReaderAt;
+use gantry_registry::BlobSource;
+use gantry_types::labels::DISTRIBUTION_SOURCE;
+use gantry_types::{Descriptor, Reference, Scope};
+
+use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE};
+use super::{Progress, ProgressSink, Push, Transfer};
+use crate::content::CHUNK;
+use crate::{Error, Result};
+
+/// Blobs sent at once.
+const AT_ONCE: usize = 4;
+
+pub(super) async fn push(t: &Transfer, scope: &Scope, push: Push, progress: ProgressSink) -> Result<()> {
+    let image = t.images.get(scope, &push.name).await?;
+    tell(&progress, "Pushing", &push.reference.to_string(), 0, 0);
+    let mut plan = Plan::default();
+    plan.collect(t, scope, &image.target, &push, 0).await?;
+    if plan.documents.is_empty() {
+        return Err(Error::not_found("platform", format!("{:?} of image {}", push.platforms, push.name)));
+    }
+    let sends = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, &push, &progress));
+    stream::iter(sends).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
+    let top = plan.documents.len() - 1;
+    for (number, document) in plan.documents.iter().enumerate() {
+        send_document(t, scope, document, &push, number == top).await?;
+        tell_done(&progress, "manifest", document);
+    }
+    tell(&progress, "Completed push", &push.reference.to_string(), 0, 0);
+    Ok(())
+}
+
+/// What is sent: blobs in any order, documents in this order (children before those that name them).
+#[derive(Default)]
+struct Plan {
+    seen: BTreeSet<gantry_types::Digest>,
+    blobs: Vec<Descriptor>,
+    documents: Vec<Descriptor>,
+}
+
+impl Plan {
+    async fn collect(&mut self, t: &Transfer, scope: &Scope, target: &Descriptor, push: &Push, depth: usize) -> Result<()> {
+        if !self.seen.insert(target.digest.clone()) {
+            return Ok(());
+        }
+        match manifest::read(&t.content, scope, target).await? {
+            Some(Document::Index(index)) if depth < MAX_DEPTH => {
+                let mut chosen = manifest::choose(&index.manifests, &push.platforms, 0);
+                // An index that was pulled for one platform names much that is not here; the registry has it already
+                // or the caller asks for platforms.
+                if !push.platforms.is_empty() && depth == 0 {
+                    chosen.truncate(push.platforms.len());
+                    for child in &chosen {
+                        Box::pin(self.collect(t, scope, child, push, depth + 1)).await?;
+                    }
+                    return Ok(());
+                }
+                for child in &chosen {
+                    Box::pin(self.collect(t, scope, child, push, depth + 1)).await?;
+                }
+                self.documents.push(target.clone());
+            }
+            Some(document @ Document::Manifest(_)) => {
+                for blob in document.children() {
+                    if self.seen.insert(blob.digest.clone()) {
+                        self.blobs.push(blob);
+                    }
+                }
+                self.documents.push(target.clone());
+            }
+            _ => self.blobs.push(target.clone()),
+        }
+        Ok(())
+    }
+}
+
+async fn send_blob(t: &Transfer, scope: &Scope, blob: &Descriptor, push: &Push, progress: &ProgressSink) -> Result<()> {
+    let kind = kind_of(blob);
+    let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
+    tell(progress, "uploading", &format!("{kind}-{}", blob.digest), 0, total);
+    let reader = t.content.reader(scope, &blob.digest).await?;
+    let known = t.content.info(scope, &blob.digest).await?;
+    let from = mount_sources(&known.labels, &push.reference);
+    let source = Source(reader);
+    t.core.registry.push_blob(&push.reference, blob, &source, &from, &push.access).await?;
+    tell_done(progress, kind, blob);
+    Ok(())
+}
+
+/// Other repositories of the same registry that have the blob.
+fn mount_sources(labels: &gantry_types::Labels, to: &Reference) -> Vec<String> {
+    let key = format!("{DISTRIBUTION_SOURCE}.{}", to.host());
+    let listed = labels.get(&key).map(String::as_str).unwrap_or_default();
+    listed.split(',').filter(|r| !r.is_empty() && *r != to.path()).map(str::to_owned).collect()
+}
+
+/// Sends a manifest or index: the top one by the reference's tag, the others by digest.
+async fn send_document(t: &Transfer, scope: &Scope, document: &Descriptor, push: &Push, top: bool) -> Result<()> {
+    let bytes = t.content.read_all(scope, &document.digest, MAX_SIZE).await?;
+    let by_digest = format!("{}/{}@{}", push.reference.host(), push.reference.path(), document.digest);
+    let reference = if top { push.reference.clone() } else { by_digest.parse()? };
+    t.core.registry.push_manifest(&reference, document, bytes, &push.access).await?;
+    Ok(())
+}
+
+fn kind_of(blob: &Descriptor) -> &'static str {
+    if gantry_types::media_type::is_config(&blob.media_type) { "config" } else { "layer" }
+}
+
+fn tell_done(progress: &ProgressSink, kind: &str, descriptor: &Descriptor) {
+    let size = i64::try_from(descriptor.size).unwrap_or(i64::MAX);
+    tell(progress, "complete", &format!("{kind}-{}", descriptor.digest), size, size);
+}
+
+fn tell(progress: &ProgressSink, event: &str, name: &str, done: i64, total: i64) {
+    let (event, name) = (event.to_owned(), name.to_owned());
+    progress.tell(Progress { event, name, parents: Vec::new(), progress: done, total, descriptor: None });
+}
+
+/// A blob of the content store as what a push reads from.
+struct Source(Arc<dyn ReaderAt>);
+
+#[async_trait]
+impl BlobSource for Source {
+    async fn open(&self, offset: u64) -> std::io::Result<BoxStream<'static, std::io::Result<Bytes>>> {
+        let reader = Arc::clone(&self.0);
+        let pieces = stream::try_unfold((reader, offset), |(reader, offset)| async move {
+            let piece = reader.read_at(offset, CHUNK).await.map_err(std::io::Error::other)?;
+            let next = offset + piece.len() as u64;
+            Ok((!piece.is_empty()).then_some((piece, (reader, next))))
+        });
+        Ok(pieces.boxed())
+    }
+}

@@ -1,0 +1,223 @@
+//! Unpacking an image's layers into snapshots, one for each chain id, committed in their order. Whoever asks for a
+//! chain id that is being unpacked waits for that one.
+
+use std::sync::Arc;
+
+use gantry_layer::Control;
+use gantry_metadata::Resource;
+use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
+use tokio::sync::{oneshot, watch};
+
+use super::{Progress, ProgressSink, Transfer};
+use crate::content::is_present;
+use crate::diff::{Applied, Job, compression_of};
+use crate::leases::unique;
+use crate::stream::{self, Feed};
+use crate::{Error, Result};
+
+/// A layer to unpack, and how its bytes come.
+pub(super) struct Layer {
+    pub(super) descriptor: Descriptor,
+    pub(super) diff_id: Digest,
+    pub(super) source: Source,
+}
+
+/// How the bytes of a layer come.
+pub(super) enum Source {
+    /// They are in content.
+    Stored,
+    /// They will be in content once this says so.
+    Fetched(watch::Receiver<bool>),
+    /// They come while they are being fetched, through what is sent here. Nothing is sent where they are not wanted:
+    /// then the snapshot is there already.
+    Coming(oneshot::Sender<Option<Feed>>),
+}
+
+/// A stack of layers for one snapshotter.
+pub(super) struct Stack {
+    pub(super) snapshotter: String,
+    pub(super) layers: Vec<Layer>,
+}
+
+impl Transfer {
+    /// Unpacks what is not unpacked; gives the chain id of the top. Nothing but committed snapshots stays after a
+    /// failure.
+    pub(super) async fn unpack_stack(&self, scope: &Scope, stack: Stack, progress: &ProgressSink) -> Result<Digest> {
+        let diff_ids: Vec<Digest> = stack.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let chain = super::manifest::chain_ids(&diff_ids);
+        let top = chain.last().cloned().ok_or_else(|| Error::invalid("image", "has no layers to unpack"))?;
+        let mut parent = String::new();
+        for (layer, chain_id) in stack.layers.into_iter().zip(&chain) {
+            let one = One { transfer: self, scope, snapshotter: &stack.snapshotter, chain_id, parent: &parent, progress };
+            one.unpack(layer).await?;
+            parent = chain_id.to_string();
+        }
+        Ok(top)
+    }
+}
+
+/// One layer on its way into one snapshot.
+struct One<'a> {
+    transfer: &'a Transfer,
+    scope: &'a Scope,
+    snapshotter: &'a str,
+    chain_id: &'a Digest,
+    parent: &'a str,
+    progress: &'a ProgressSink,
+}
+
+impl One<'_> {
+    async fn unpack(&self, layer: Layer) -> Result<()> {
+        let Layer { descriptor, diff_id, source } = layer;
+        if let Source::Fetched(mut fetched) = source.clone_fetched() {
+            // An error means that fetching has failed, which is told elsewhere.
+            let stopped = |_| Error::Stopped { what: "unpack: the layer was not fetched" };
+            fetched.wait_for(|done| *done).await.map_err(stopped)?;
+        }
+        let key = format!("{}/{}/{}", self.scope.namespace, self.snapshotter, self.chain_id);
+        let _one = self.transfer.unpacking.lock(&key).await;
+        if self.is_there().await? {
+            self.tell("exists", &descriptor, 0);
+            if let Source::Coming(wanted) = source {
+                // A fetch that has failed does not ask.
+                let _ = wanted.send(None);
+            }
+            return Ok(());
+        }
+        self.extract(&descriptor, &diff_id, source).await
+    }
+
+    /// Whether the snapshot is there; if so the lease keeps it from now on.
+    async fn is_there(&self) -> Result<bool> {
+        let key = self.chain_id.as_str();
+        let snapshots = &self.transfer.snapshots;
+        if snapshots.stat(self.scope, self.snapshotter, key).await.is_err() {
+            return Ok(false);
+        }
+        if let Some(lease) = &self.scope.lease {
+            let resource = Resource::Snapshot { snapshotter: self.snapshotter.to_owned(), key: key.to_owned() };
+            self.transfer.leases.add(self.scope, lease, resource).await?;
+        }
+        // It may have gone before the lease had it.
+        Ok(snapshots.stat(self.scope, self.snapshotter, key).await.is_ok())
+    }
+
+    async fn extract(&self, descriptor: &Descriptor, diff_id: &Digest, source: Source) -> Result<()> {
+        let _permit = self.transfer.core.unpacking.acquire().await.map_err(|_| Error::Stopped { what: "unpack" })?;
+        let key = format!("extract-{} {}", unique(), self.chain_id);
+        let labels = Labels::from([(labels::SNAPSHOT_REF.to_owned(), self.chain_id.to_string())]);
+        let snapshots = &self.transfer.snapshots;
+        let prepared = snapshots.prepare(self.scope, self.snapshotter, &key, self.parent, labels).await;
+        let mounts = match prepared {
+            // A remote snapshotter has it by the reference.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+            prepared => prepared?,
+        };
+        let mut half_done = HalfDone { one: self, key: Some(key.clone()) };
+        let unpacked = self.fill(descriptor, mounts, source).await.and_then(|applied| self.check(descriptor, diff_id, applied));
+        let committed = match unpacked {
+            Ok(()) => self.commit(&key).await,
+            Err(error) => Err(error),
+        };
+        match committed {
+            Ok(()) => half_done.key = None,
+            Err(error) => {
+                half_done.key = None;
+                self.remove(&key).await;
+                return Err(error);
+            }
+        }
+        self.tell("extracted", descriptor, descriptor.size);
+        Ok(())
+    }
+
+    async fn fill(&self, descriptor: &Descriptor, mounts: Vec<Mount>, source: Source) -> Result<Applied> {
+        let job = Job {
+            digest: descriptor.digest.clone(),
+            compression: compression_of(&descriptor.media_type)?,
+            limits: self.transfer.core.config.unpack,
+            mounts,
+        };
+        let (feed, drain) = stream::pipe();
+        self.tell("extracting", descriptor, 0);
+        match source {
+            Source::Coming(wanted) => {
+                let _ = wanted.send(Some(feed));
+                job.run(drain, false, Arc::new(Control::default())).await
+            }
+            Source::Stored | Source::Fetched(_) => {
+                let reader = self.transfer.content.reader(self.scope, &descriptor.digest).await?;
+                let feeding = tokio::spawn(feed.blob(reader));
+                let applied = job.run(drain, false, Arc::new(Control::default())).await;
+                feeding.abort();
+                applied
+            }
+        }
+    }
+
+    fn check(&self, descriptor: &Descriptor, diff_id: &Digest, applied: Applied) -> Result<()> {
+        if applied.diff_id == *diff_id {
+            return Ok(());
+        }
+        let (digest, expected) = (descriptor.digest.clone(), diff_id.clone());
+        Err(Error::DiffId { digest, expected, actual: applied.diff_id })
+    }
+
+    async fn commit(&self, key: &str) -> Result<()> {
+        let (snapshots, name) = (&self.transfer.snapshots, self.chain_id.as_str());
+        match snapshots.commit(self.scope, self.snapshotter, name, key, "", Labels::new()).await {
+            Err(error) if is_present(&error) => {
+                self.remove(key).await;
+                Ok(())
+            }
+            committed => committed,
+        }
+    }
+
+    async fn remove(&self, key: &str) {
+        if let Err(error) = self.transfer.snapshots.remove(self.scope, self.snapshotter, key).await {
+            tracing::warn!(key, %error, "half unpacked snapshot stays until it is collected");
+        }
+    }
+
+    fn tell(&self, event: &str, descriptor: &Descriptor, progress: u64) {
+        self.progress.tell(Progress {
+            event: event.to_owned(),
+            name: super::name_of(descriptor),
+            parents: Vec::new(),
+            progress: super::signed(progress),
+            total: super::signed(descriptor.size),
+            descriptor: Some(descriptor.clone()),
+        });
+    }
+}
+
+impl Source {
+    /// Itself where it is one to wait for.
+    fn clone_fetched(&self) -> Source {
+        match self {
+            Source::Fetched(fetched) => Source::Fetched(fetched.clone()),
+            _ => Source::Stored,
+        }
+    }
+}
+
+/// A snapshot that is being filled: removed when the caller goes away in the middle of it.
+struct HalfDone<'a> {
+    one: &'a One<'a>,
+    key: Option<String>,
+}
+
+impl Drop for HalfDone<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key.take() else { return };
+        let (snapshots, scope) = (self.one.transfer.snapshots.clone(), self.one.scope.clone());
+        let snapshotter = self.one.snapshotter.to_owned();
+        tokio::spawn(async move {
+            // The thread that fills it stops soon; what it writes until then goes with the directory.
+            if let Err(error) = snapshots.remove(&scope, &snapshotter, &key).await {
+                tracing::debug!(key, %error, "half unpacked snapshot stays until it is collected");
+            }
+        });
+    }
+}
