@@ -291,8 +291,9 @@ fn replacing_directories_over_and_over_costs_no_more_than_each_replacement() {
     for _ in 0..2000 {
         tar = tar.dir("x").file("x", "");
     }
+    let (sandbox, tar) = (Sandbox::in_memory(), tar.end());
     let start = Instant::now();
-    accepted(tar.end());
+    sandbox.apply(&tar).unwrap();
     assert!(start.elapsed().as_secs() < 10);
 }
 
@@ -330,7 +331,7 @@ fn fuzzed() -> impl Strategy<Value = Fuzzed> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn no_mix_of_names_links_and_whiteouts_leaves_the_root(entries in proptest::collection::vec(fuzzed(), 1..12)) {
         for options in [remove(), overlay(&[])] {

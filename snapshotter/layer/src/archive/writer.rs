@@ -87,9 +87,12 @@ impl<W: Write> Writer<W> {
     /// Writes the extended header of the entry `path`, named as pax(1) and Go name it.
     fn records(&mut self, path: &[u8], records: &[u8]) -> io::Result<()> {
         let size = records.len() as u64;
-        let path = path.strip_suffix(b"/").unwrap_or(path);
         let (dir, name) = crate::dirs::split(path);
-        let path = ascii(&crate::dirs::joined(&crate::dirs::joined(dir, b"PaxHeaders.0"), name));
+        let mut path = crate::dirs::joined(dir, b"PaxHeaders.0");
+        if !name.is_empty() {
+            path = crate::dirs::joined(&path, name);
+        }
+        let path = ascii(&path);
         let header = Header { flag: b'x', path: trimmed(&path), size, ..Header::default() };
         self.content(&block(&header, (&[], header.path)))?;
         self.content(records)?;
@@ -176,7 +179,10 @@ fn block(header: &Header<'_>, (prefix, name): (&[u8], &[u8])) -> [u8; BLOCK] {
     octal(&mut block[108..116], u64::from(if header.uid > OCTAL_7 { 0 } else { header.uid }));
     octal(&mut block[116..124], u64::from(if header.gid > OCTAL_7 { 0 } else { header.gid }));
     octal(&mut block[124..136], if header.size > OCTAL_11 as u64 { 0 } else { header.size });
-    octal(&mut block[136..148], header.mtime.0.clamp(0, OCTAL_11).unsigned_abs());
+    octal(
+        &mut block[136..148],
+        if (0..=OCTAL_11).contains(&header.mtime.0) { header.mtime.0.unsigned_abs() } else { 0 },
+    );
     block[156] = header.flag;
     put(&mut block, 157, trimmed(&ascii(header.link)));
     put(&mut block, 257, b"ustar\x0000");
