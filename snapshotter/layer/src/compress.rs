@@ -27,6 +27,15 @@ impl<W: Write> Compressor<W> {
         }))
     }
 
+    /// The writer behind; what it got so far may be taken away.
+    pub fn get_mut(&mut self) -> &mut W {
+        match &mut self.0 {
+            Inner::None(out) => out,
+            Inner::Gzip(encoder) => encoder.get_mut(),
+            Inner::Zstd(encoder) => encoder.get_mut(),
+        }
+    }
+
     /// Writes what is left and the trailer, and gives the writer back. Without this call the stream is cut short.
     pub fn finish(self) -> io::Result<W> {
         match self.0 {

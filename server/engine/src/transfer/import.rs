@@ -352,24 +352,29 @@ async fn docker_layer(t: &Transfer, scope: &Scope, digest: &Digest, size: u64, c
 
 /// Stores the gzip form of a plain layer.
 async fn compressed(t: &Transfer, scope: &Scope, digest: &Digest) -> Result<Descriptor> {
-    let reader = t.content.reader(scope, digest).await?;
-    let reference = format!("compress-{digest}");
-    let mut writer = t.content.writer(scope, &reference, None, None).await?;
-    writer.truncate(0).await?;
+    let (content, scope, digest, handle) = (t.content.clone(), scope.clone(), digest.clone(), Handle::current());
+    let packing = move || compress(&content, &scope, &digest, &handle);
+    tokio::task::spawn_blocking(packing).await.map_err(Error::task("compression"))?
+}
+
+/// The work of [`compressed`], on a thread that may block.
+fn compress(content: &Content, scope: &Scope, digest: &Digest, handle: &Handle) -> Result<Descriptor> {
     let failed = |e: std::io::Error| Error::invalid("compression", e.to_string());
+    let reader = handle.block_on(content.reader(scope, digest))?;
+    let mut writer = handle.block_on(content.writer(scope, &format!("compress-{digest}"), None, None))?;
+    handle.block_on(writer.truncate(0))?;
     let mut out = Compressor::new(Vec::new(), Compression::Gzip).map_err(failed)?;
     let (mut from, mut to) = (0, 0);
     while from < reader.size() {
-        let piece = reader.read_at(from, CHUNK).await?;
+        let piece = handle.block_on(reader.read_at(from, CHUNK))?;
         from += piece.len() as u64;
         std::io::Write::write_all(&mut out, &piece).map_err(failed)?;
-        let ready = std::mem::take(out.get_mut());
-        to = writer.write(to, ready.into()).await?;
+        to = handle.block_on(writer.write(to, std::mem::take(out.get_mut()).into()))?;
     }
-    let size = writer.write(to, out.finish().map_err(failed)?.into()).await?;
-    let gzip = writer.digest().await?;
+    let size = handle.block_on(writer.write(to, out.finish().map_err(failed)?.into()))?;
+    let gzip = handle.block_on(writer.digest())?;
     let labels = Labels::from([(gantry_types::labels::UNCOMPRESSED.to_owned(), digest.to_string())]);
-    match writer.commit(Some(size), Some(&gzip), labels).await {
+    match handle.block_on(writer.commit(Some(size), Some(&gzip), labels)) {
         Err(error) if !is_present(&error) => Err(error),
         _ => Ok(Descriptor::new(media_type::DOCKER_LAYER_GZIP, gzip, size)),
     }
