@@ -1,6 +1,7 @@
 //! The one thread that writes: applies a batch of transactions, makes it durable, shows it to readers, acknowledges.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync_mpsc;
 use std::thread::{Builder, JoinHandle};
 
@@ -9,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::Error;
 use crate::db::{Config, number};
 use crate::export;
+use crate::journal::Journal;
 use crate::keys::{Key, Kind};
 use crate::memory::{Changes, Memory};
 use crate::store::Store;
@@ -59,9 +61,11 @@ pub(crate) fn start(
     requests: mpsc::Receiver<Request>,
 ) -> std::io::Result<JoinHandle<()>> {
     let (nudge, nudges) = sync_mpsc::sync_channel(1);
-    let exporter = Exporter { config, memory: memory.clone(), nudges };
+    let journal = Journal::new(&config.directory);
+    let exported = Arc::new(AtomicU64::new(0));
+    let exporter = Exporter { config, memory: memory.clone(), nudges, exported: exported.clone() };
     let exporter = Builder::new().name("metadata-export".into()).spawn(move || exporter.run())?;
-    let committer = Committer { store, memory, requests, nudge, unexported: 0 };
+    let committer = Committer { store, memory, requests, journal, exported, nudge, unexported: 0 };
     Builder::new().name("metadata".into()).spawn(move || {
         committer.run();
         if exporter.join().is_err() {
@@ -74,6 +78,9 @@ struct Committer {
     store: Store,
     memory: Arc<Memory>,
     requests: mpsc::Receiver<Request>,
+    journal: Journal,
+    /// The commit that the last export holds.
+    exported: Arc<AtomicU64>,
     nudge: sync_mpsc::SyncSender<Nudge>,
     unexported: u64,
 }
@@ -111,7 +118,9 @@ impl Committer {
         changes.insert(Key::new(Kind::Meta, "", COMMIT), Some(commit.to_le_bytes().into()));
         self.store.apply(&changes, &self.memory)?;
         fail::fail_point!("metadata::before-publish");
-        self.unexported += changes.len() as u64;
+        let copied = self.journal.append(commit, &changes, self.exported.load(Ordering::Relaxed));
+        // Without its journal the copy is whole again only after the next export.
+        self.unexported += if copied { changes.len() as u64 } else { EXPORT_CHANGES };
         self.memory.publish(changes);
         if self.unexported >= EXPORT_CHANGES && self.nudge.try_send(None).is_ok() {
             self.unexported = 0;
@@ -131,15 +140,16 @@ struct Exporter {
     config: Config,
     memory: Arc<Memory>,
     nudges: sync_mpsc::Receiver<Nudge>,
+    /// The commit that the last export holds.
+    exported: Arc<AtomicU64>,
 }
 
 impl Exporter {
     fn run(self) {
-        let mut exported = 0;
         loop {
             let nudge = self.nudges.recv_timeout(self.config.export_every);
             let closing = matches!(nudge, Err(sync_mpsc::RecvTimeoutError::Disconnected));
-            let result = self.export(&mut exported);
+            let result = self.export();
             if let Err(error) = &result {
                 tracing::warn!(%error, "cannot write the export of the metadata store");
             }
@@ -152,13 +162,13 @@ impl Exporter {
         }
     }
 
-    /// Writes the export where something changed since `exported`.
-    fn export(&self, exported: &mut u64) -> Result<(), Error> {
+    /// Writes the export where something changed since the last one.
+    fn export(&self) -> Result<(), Error> {
         let snapshot = self.memory.snapshot();
         let commit = export::commit_of(&snapshot);
-        if commit != *exported {
+        if commit != self.exported.load(Ordering::Relaxed) {
             export::write(&self.config.directory, &snapshot)?;
-            *exported = commit;
+            self.exported.store(commit, Ordering::Relaxed);
         }
         Ok(())
     }

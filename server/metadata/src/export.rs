@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::committer::COMMIT;
 use crate::db::number;
+use crate::journal;
 use crate::keys::{Key, Kind};
 use crate::memory::{Changes, Snapshot};
 use crate::stored::MAX_RECORD;
@@ -22,13 +23,6 @@ pub(crate) struct Export {
     pub(crate) records: Changes,
     /// Why some of it could not be read, if so.
     pub(crate) damage: Vec<String>,
-}
-
-impl Export {
-    /// How many commits the exported state had.
-    pub(crate) fn commit(&self) -> u64 {
-        commit(&self.records)
-    }
 }
 
 /// How many commits a state had.
@@ -71,7 +65,7 @@ fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
     file.into_inner()?.sync_all()
 }
 
-fn write_frame(file: &mut impl Write, key: &[u8], value: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_frame(file: &mut impl Write, key: &[u8], value: &[u8]) -> std::io::Result<()> {
     let key_len = (key.len() as u32).to_le_bytes();
     let mut hasher = crc32fast::Hasher::new();
     [&key_len, key, value].iter().for_each(|bytes| hasher.update(bytes));
@@ -80,8 +74,27 @@ fn write_frame(file: &mut impl Write, key: &[u8], value: &[u8]) -> std::io::Resu
     [&key_len, key, value].iter().try_for_each(|bytes| file.write_all(bytes))
 }
 
+/// Reads the export and, on top of it, the journal.
+pub(crate) fn read_with_journal(directory: &Path) -> Export {
+    let mut export = read(directory);
+    let mut newest = commit(&export.records);
+    for (commit, changes) in journal::read(directory, newest) {
+        if commit != newest + 1 {
+            export.damage.push(format!("the commits {} to {} are in no journal or export", newest + 1, commit - 1));
+        }
+        newest = commit;
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(export.records.insert(key, Some(value))),
+                None => drop(export.records.remove(&key)),
+            }
+        }
+    }
+    export
+}
+
 /// Reads what can be read; nothing, without damage, where no export was ever written.
-pub(crate) fn read(directory: &Path) -> Export {
+fn read(directory: &Path) -> Export {
     match std::fs::read(path(directory)) {
         Ok(bytes) => parse(&bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Export::default(),
@@ -120,13 +133,15 @@ fn parse(bytes: &[u8]) -> Export {
     }
 }
 
-enum Frame<'b> {
+/// A piece of an export or journal.
+pub(crate) enum Frame<'b> {
     Record(Key, &'b [u8]),
     Damaged(String),
     End(u32),
 }
 
-fn frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), &'static str> {
+/// The first frame and what is behind it, or why nothing more can be read.
+pub(crate) fn frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), &'static str> {
     const CUT: &str = "the export ends in the middle";
     let (length, rest) = bytes.split_first_chunk::<4>().ok_or(CUT)?;
     let (sum, rest) = rest.split_first_chunk::<4>().ok_or(CUT)?;

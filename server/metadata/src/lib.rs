@@ -19,6 +19,7 @@ mod export;
 pub mod gc;
 mod images;
 mod ingests;
+mod journal;
 mod keys;
 mod leases;
 mod mask;

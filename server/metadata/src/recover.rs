@@ -9,6 +9,7 @@ use crate::Error;
 use crate::db::Config;
 use crate::edges::seconds;
 use crate::export::{self, Export};
+use crate::journal;
 use crate::keys::Key;
 use crate::memory::{Changes, Memory};
 use crate::store::{Contents, Store};
@@ -21,9 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Report {
     /// Records that are there.
     pub records: usize,
-    /// Why the store, or a part of it, could not be used. Changes since the last export may be lost then.
+    /// Why the store or its copy, or a part of them, could not be used. The newest changes may be lost then.
     pub damage: Vec<String>,
-    /// Records that were taken from the last export, by name; they may be older than what was acknowledged.
+    /// Records that were taken from the copy (export and journal), by name.
     pub restored: Vec<String>,
     /// Records that are lost, by name.
     pub lost: Vec<String>,
@@ -43,23 +44,37 @@ pub(crate) fn open(config: &Config, memory: &Memory) -> Result<(Store, Report), 
     let directory = &config.directory;
     fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
     let lock = lock(directory)?;
-    let export = export::read(directory);
+    let copy = export::read_with_journal(directory);
+    let copied = export::commit(&copy.records);
     let mut report = Report::default();
     let (mut store, records) = match read(config) {
-        Ok((store, contents)) if is_whole(&contents, &export) => mend(store, contents, export, &mut report),
+        Ok((store, contents)) if is_whole(&contents, &copy) => mend(store, contents, copy, &mut report),
         Ok((store, contents)) => {
             drop(store);
-            rebuild(config, contents, export, &mut report)?
+            rebuild(config, contents, copy, &mut report)?
         }
         Err(reason) => {
             let contents = Contents { stopped: Some(reason), ..Contents::default() };
-            rebuild(config, contents, export, &mut report)?
+            rebuild(config, contents, copy, &mut report)?
         }
     };
     store.hold(lock);
-    report.records = records.len();
+    // A crash between a commit and its copy, or damage, leaves copies that can no longer be gone on with.
+    let copies_fit = report.is_clean() && export::commit(&records) == copied;
+    report.records = records.keys().filter(|key| key.is_named()).count();
     memory.publish(records);
+    if !copies_fit {
+        start_copies_anew(directory, memory);
+    }
     Ok((store, report))
+}
+
+/// Replaces the export and the journal by an export of what is there.
+fn start_copies_anew(directory: &Path, memory: &Memory) {
+    match export::write(directory, &memory.snapshot()) {
+        Ok(()) => journal::clear(directory),
+        Err(error) => tracing::warn!(%error, "cannot write the export of the mended metadata store"),
+    }
 }
 
 /// The lock file of the store, locked.
@@ -94,13 +109,14 @@ fn read(config: &Config) -> Result<(Store, Contents), String> {
     receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| Err("the store does not open in time".into()))
 }
 
-/// Whether the store was read to its end and is not older than its own export.
-fn is_whole(contents: &Contents, export: &Export) -> bool {
-    contents.stopped.is_none() && export::commit(&contents.records) >= export.commit()
+/// Whether the store was read to its end and is not older than its own copy.
+fn is_whole(contents: &Contents, copy: &Export) -> bool {
+    contents.stopped.is_none() && export::commit(&contents.records) >= export::commit(&copy.records)
 }
 
-/// Takes single records that cannot be read from the export.
-fn mend(mut store: Store, contents: Contents, mut export: Export, report: &mut Report) -> (Store, Changes) {
+/// Takes single records that cannot be read from the copy.
+fn mend(mut store: Store, contents: Contents, mut copy: Export, report: &mut Report) -> (Store, Changes) {
+    report.damage.append(&mut copy.damage);
     let mut records = contents.records;
     let mut mended = Changes::new();
     for unread in contents.unread {
@@ -108,12 +124,12 @@ fn mend(mut store: Store, contents: Contents, mut export: Export, report: &mut R
         let name = key.as_ref().map_or_else(|| format!("{:?}", unread.key.escape_ascii().to_string()), Key::to_string);
         report.damage.push(format!("{name}: {}", unread.reason));
         let Some(key) = key else { continue };
-        let exported = export.records.remove(&key).flatten();
-        match exported.is_some() {
+        let copied = copy.records.remove(&key).flatten();
+        match copied.is_some() {
             true => report.restored.push(name),
             false => report.lost.push(name),
         }
-        mended.insert(key, exported);
+        mended.insert(key, copied);
     }
     records.extend(mended.iter().filter(|(_, value)| value.is_some()).map(|(k, v)| (k.clone(), v.clone())));
     if !mended.is_empty() && store.apply(&mended, &Memory::default()).is_err() {
@@ -122,27 +138,19 @@ fn mend(mut store: Store, contents: Contents, mut export: Export, report: &mut R
     (store, records)
 }
 
-/// Makes a new store from what could be read of the old one and from the export.
-fn rebuild(
-    config: &Config,
-    contents: Contents,
-    export: Export,
-    report: &mut Report,
-) -> Result<(Store, Changes), Error> {
-    let older = contents.stopped.is_none();
-    report.damage.extend(contents.stopped);
-    if older {
-        report.damage.push("the store is older than its own export".into());
-    }
-    report.damage.extend(export.damage);
+/// Makes a new store from the copy and from what could be read of the old one.
+fn rebuild(config: &Config, contents: Contents, copy: Export, report: &mut Report) -> Result<(Store, Changes), Error> {
+    let (store_commit, copy_commit) = (export::commit(&contents.records), export::commit(&copy.records));
+    report.damage.push(match &contents.stopped {
+        Some(reason) => reason.clone(),
+        None => format!("the store has lost its tail: it ends with commit {store_commit} of {copy_commit}"),
+    });
     report.kept = set_aside(config)?;
-    let mut records = export.records;
-    let salvaged = if older { Changes::new() } else { contents.records };
-    let names = records.keys().filter(|key| key.is_named() && !salvaged.contains_key(key)).map(Key::to_string);
-    report.restored.extend(names);
-    let unread = contents.unread.iter().filter_map(|unread| Key::decode(&unread.key));
-    report.lost.extend(unread.filter(|key| !records.contains_key(key)).map(|key| key.to_string()));
-    records.extend(salvaged);
+    report.restored =
+        named(&copy.records).filter(|key| !contents.records.contains_key(key)).map(Key::to_string).collect();
+    let unread: Vec<Key> = contents.unread.iter().filter_map(|unread| Key::decode(&unread.key)).collect();
+    let records = join(contents.records, copy, report);
+    report.lost = unread.iter().filter(|key| !records.contains_key(key)).map(Key::to_string).collect();
     let files = files(config);
     let failed = |reason: String| Error::io("make a new store in", &files)(std::io::Error::other(reason));
     let mut store = Store::open(&files, config.cache).map_err(failed)?;
@@ -150,6 +158,23 @@ fn rebuild(
         store.apply(&records, &Memory::default())?;
     }
     Ok((store, records))
+}
+
+/// A whole copy that is not older than the store is the truth; else what either has.
+fn join(stored: Changes, copy: Export, report: &mut Report) -> Changes {
+    let copy_is_newer = export::commit(&copy.records) >= export::commit(&stored);
+    let copy_is_whole = copy.damage.is_empty();
+    report.damage.extend(copy.damage);
+    let (mut older, newer) = if copy_is_newer { (stored, copy.records) } else { (copy.records, stored) };
+    if copy_is_newer && copy_is_whole {
+        return newer;
+    }
+    older.extend(newer);
+    older
+}
+
+fn named(records: &Changes) -> impl Iterator<Item = &Key> {
+    records.keys().filter(|key| key.is_named())
 }
 
 /// Keeps the damaged files under another name; older ones of that sort go.
