@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use bytes::Bytes;
 use gantry_types::media_type::{self, Compression};
@@ -297,6 +299,40 @@ pub fn busybox(program: &[u8], applets: &[&str]) -> Builder {
         .command(&["sh"])
 }
 
+/// The tar of a directory tree, sorted by name: files, directories, symbolic links and hard links with their modes,
+/// owners and times. Devices, pipes and sockets are left out.
+///
+/// # Errors
+/// When something cannot be read.
+pub fn tar_of_tree(root: &Path) -> std::io::Result<Bytes> {
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.follow_symlinks(false);
+    let mut seen = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        let mut paths = std::fs::read_dir(&directory)?.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        paths.sort();
+        for path in paths {
+            let name = path.strip_prefix(root).map_err(std::io::Error::other)?;
+            let meta = path.symlink_metadata()?;
+            if meta.is_dir() {
+                tar.append_dir(name, &path)?;
+                left.push(path);
+            } else if let Some(first) = seen.get(&(meta.dev(), meta.ino())).filter(|_| meta.nlink() > 1) {
+                let mut header = tar::Header::new_gnu();
+                header.set_metadata(&meta);
+                header.set_entry_type(tar::EntryType::Link);
+                header.set_size(0);
+                tar.append_link(&mut header, name, first)?;
+            } else if meta.is_file() || meta.is_symlink() {
+                tar.append_path_with_name(&path, name)?;
+                seen.insert((meta.dev(), meta.ino()), name.to_owned());
+            }
+        }
+    }
+    Ok(tar.into_inner()?.into())
+}
+
 /// `bytes` compressed.
 pub fn compress(bytes: &[u8], compression: Compression) -> Bytes {
     match compression {
@@ -398,6 +434,31 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(bytes).unwrap();
         assert_eq!(json["manifests"][1]["platform"]["variant"], "v6");
         assert_eq!(index.manifests().len(), 3);
+    }
+
+    #[test]
+    fn a_tree_keeps_its_links_and_modes() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("bin")).unwrap();
+        std::fs::write(at("bin/box"), "program").unwrap();
+        std::fs::set_permissions(at("bin/box"), std::fs::Permissions::from_mode(0o4755)).unwrap();
+        std::fs::hard_link(at("bin/box"), at("bin/cat")).unwrap();
+        std::os::unix::fs::symlink("box", at("bin/sh")).unwrap();
+        let tar = tar_of_tree(dir.path()).unwrap();
+        let mut archive = tar::Archive::new(&tar[..]);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let link = entry.link_name().unwrap().map(|l| l.display().to_string()).unwrap_or_default();
+            let kind = entry.header().entry_type();
+            (entry.path().unwrap().display().to_string(), kind, link, entry.header().mode().unwrap() & 0o7777)
+        });
+        let entries: Vec<_> = entries.collect();
+        assert_eq!((entries[0].0.trim_end_matches('/'), entries[0].1), ("bin", tar::EntryType::Directory));
+        assert_eq!(entries[1], ("bin/box".into(), tar::EntryType::Regular, String::new(), 0o4755));
+        assert_eq!(entries[2], ("bin/cat".into(), tar::EntryType::Link, "bin/box".into(), 0o4755));
+        assert_eq!((entries[3].1, entries[3].2.as_str()), (tar::EntryType::Symlink, "box"));
     }
 
     #[test]

@@ -90,6 +90,8 @@ impl Attempts {
         let host = self.current.as_ref().map_or("", |e| e.host.as_str());
         if reason.is_host_down() {
             self.shared.breaker.failed(host);
+        } else if matches!(reason, Reason::Status { .. }) {
+            self.shared.breaker.worked(host);
         }
         let upstream = self.current.as_ref().is_some_and(|e| e.upstream);
         self.settled = self.settled || (upstream && !reason.is_transient());

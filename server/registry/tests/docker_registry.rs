@@ -1,6 +1,6 @@
 //! Against the real docker-registry (Debian package of that name), which these tests start for themselves. Where it is
 //! not installed they say so and pass.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

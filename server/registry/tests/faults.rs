@@ -1,5 +1,5 @@
 //! Registries that misbehave: each ends in a typed error or is got over, within its time.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Mirrors, fallback, dead hosts, TLS by hosts.toml.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

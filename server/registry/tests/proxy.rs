@@ -1,5 +1,5 @@
 //! Proxies of the environment. The variables are set for a process of its own: this program again.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

@@ -1,9 +1,10 @@
 //! Resolving and fetching from a registry that behaves.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 
 use common::*;
+use futures::StreamExt;
 use gantry_registry::fake::{Fault, Options, Rule};
 use gantry_registry::image::{Builder, Image};
 use gantry_registry::{Access, Config, Ranged, Reason, Registry};
@@ -104,6 +105,20 @@ async fn a_big_blob_comes_in_parts_in_order_even_when_some_break() {
 }
 
 #[tokio::test]
+async fn a_slow_reader_holds_no_more_than_the_parts_in_flight() {
+    let fake = fake().await;
+    let bytes = noise(2_000_000);
+    let descriptor = fake.put_blob("a", "x", bytes.clone());
+    let registry = Registry::new(in_parts());
+    let mut blob = registry.fetch(&fake.reference("a:x"), &descriptor, 0, &Access::anonymous()).await.unwrap();
+    let mut received = blob.next().await.unwrap().unwrap().to_vec();
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert!(fake.count("GET") <= 4, "{}", fake.count("GET"));
+    received.extend(collect(blob).await.unwrap());
+    assert!(received == bytes);
+}
+
+#[tokio::test]
 async fn a_registry_without_ranges_sends_a_big_blob_once() {
     let fake = fake_with(Options { ranges: false, ..Options::default() }).await;
     let bytes = noise(1_000_003);
@@ -167,7 +182,8 @@ async fn old_big_wide_and_ambiguous_manifests_are_refused() {
     let both = serde_json::json!({ "schemaVersion": 2, "layers": [], "manifests": [] }).to_string();
     let schema1 = serde_json::json!({ "schemaVersion": 1, "fsLayers": [] }).to_string();
     let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
-    let cases: [(&str, &str, String, fn(&Reason) -> bool); 6] = [
+    type Case<'a> = (&'a str, &'a str, String, fn(&Reason) -> bool);
+    let cases: [Case<'_>; 6] = [
         ("big", media_type::OCI_MANIFEST, " ".repeat(50_001), |r| matches!(r, Reason::TooBig { limit: 50_000, .. })),
         ("wide", "text/plain", wide, |r| matches!(r, Reason::TooBig { limit: 10, .. })),
         ("both", "text/plain", both, |r| matches!(r, Reason::Invalid(_))),

@@ -1,5 +1,5 @@
 //! Pushing.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 

@@ -1,18 +1,18 @@
-//! A registry for first steps and tests: serves images made of programs or tarballs, from memory, on loopback.
+//! A registry for first steps and tests: serves images made of programs or trees, from memory, on loopback.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use gantry_registry::fake::{Fake, Options};
-use gantry_registry::image::{self, Builder, Image};
+use gantry_registry::image::{Builder, Image, tar_of_tree};
 
 const USAGE: &str = "usage: gantry-fake-registry [--listen 127.0.0.1:PORT] IMAGE...
 each IMAGE is one of
-  program=NAME[:TAG]=FILE   FROM scratch with one static program, which is its entry point
-  busybox=NAME[:TAG]=FILE   a busybox program with links for its applets
-  rootfs=NAME[:TAG]=FILE    a root file system in a tar, plain or compressed by gzip or zstd
-Prints `listening HOST:PORT` and one line `image REFERENCE DIGEST` for each, then serves until it is stopped.";
+  --program NAME:TAG=FILE   FROM scratch with one static program, which is its entry point
+  --root NAME:TAG=DIR       a root file system: the tree of a directory, with a shell
+  --tar NAME:TAG=FILE       the same from a tar, plain or compressed by gzip or zstd
+The first line on standard output is the address; then it serves until it is stopped.";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -31,65 +31,60 @@ async fn run(arguments: &[String]) -> Result<(), String> {
     let mut images = Vec::new();
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--listen" => {
-                let address = arguments.next().and_then(|text| text.parse().ok());
-                options.listen = address.ok_or("--listen needs HOST:PORT")?;
+        let value = arguments.next().map(String::as_str);
+        match (argument.as_str(), value) {
+            ("--listen", Some(text)) => {
+                options.listen = text.parse().map_err(|_| format!("{text:?} is not an address like 127.0.0.1:5000"))?;
             }
-            "--help" | "-h" => return Ok(println!("{USAGE}")),
-            text => images.push(parse(text)?),
+            (kind @ ("--program" | "--root" | "--tar"), Some(text)) => images.push(image(kind, text)?),
+            _ => return Err(format!("what does {argument:?} mean?\n{USAGE}")),
         }
     }
-    if images.is_empty() {
-        return Err(USAGE.into());
-    }
     let fake = Fake::start(options).await.map_err(|e| format!("cannot listen: {e}"))?;
-    println!("listening {}", fake.address());
     for (repository, tag, image) in images {
         let reference = fake.put_image(&repository, &tag, &image);
-        println!("image {reference} {}", image.descriptor().digest);
+        eprintln!("serving {reference} {}", image.descriptor().digest);
     }
+    let mut output = std::io::stdout();
+    writeln!(output, "{}", fake.address()).and_then(|()| output.flush()).map_err(|e| e.to_string())?;
     tokio::signal::ctrl_c().await.map_err(|e| e.to_string())
 }
 
-/// Repository, tag and image of `KIND=NAME[:TAG]=FILE`.
-fn parse(text: &str) -> Result<(String, String, Image), String> {
-    let mut parts = text.splitn(3, '=');
-    let (Some(kind), Some(name), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(format!("{text:?} is not KIND=NAME=FILE\n{USAGE}"));
-    };
+/// Repository, tag and image of `NAME:TAG=PATH`.
+fn image(kind: &str, text: &str) -> Result<(String, String, Image), String> {
+    let (name, path) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME:TAG=PATH"))?;
     let (repository, tag) = name.split_once(':').unwrap_or((name, "latest"));
     let valid = format!("localhost/{repository}:{tag}").parse::<gantry_types::Reference>();
     valid.map_err(|e| e.to_string())?;
-    let bytes = std::fs::read(file).map_err(|e| format!("cannot read {file}: {e}"))?;
-    let builder = match kind {
-        "program" => program(file, bytes),
-        "busybox" => busybox(file, &bytes)?,
-        "rootfs" => Builder::new().tar(plain(&bytes).map_err(|e| format!("cannot unpack {file}: {e}"))?.into()),
-        _ => return Err(format!("unknown kind of image {kind:?}\n{USAGE}")),
+    let built = match kind {
+        "--program" => std::fs::read(path).map(|bytes| program(repository, bytes)),
+        "--root" => tar_of_tree(Path::new(path)).map(root),
+        _ => std::fs::read(path).and_then(|bytes| plain(&bytes)).map(|tar| root(tar.into())),
     };
+    let builder = built.map_err(|e| format!("cannot read {path}: {e}"))?;
     Ok((repository.to_owned(), tag.to_owned(), builder.build()))
 }
 
-fn program(file: &str, bytes: Vec<u8>) -> Builder {
-    let name = Path::new(file).file_name().and_then(|n| n.to_str()).unwrap_or("program");
+/// The program is named as the last part of the repository.
+fn program(repository: &str, bytes: Vec<u8>) -> Builder {
+    let name = repository.rsplit('/').next().unwrap_or(repository);
     Builder::new().file(name, bytes, 0o755).entrypoint(&[&format!("/{name}")])
 }
 
-/// Asks the program itself for its applets.
-fn busybox(file: &str, bytes: &[u8]) -> Result<Builder, String> {
-    let path = std::fs::canonicalize(file).map_err(|e| e.to_string())?;
-    let output = Command::new(path).arg("--list").output().map_err(|e| format!("cannot run {file}: {e}"))?;
-    let list = String::from_utf8_lossy(&output.stdout).into_owned();
-    let applets: Vec<&str> = list.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
-    Ok(image::busybox(bytes, &applets))
+fn root(tar: bytes::Bytes) -> Builder {
+    Builder::new()
+        .tar(tar)
+        .env("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .command(&["/bin/sh"])
 }
 
 /// A tar without its compression.
 fn plain(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut tar = Vec::new();
     match bytes {
-        [0x1f, 0x8b, ..] => drop(flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut tar)?),
+        [0x1f, 0x8b, ..] => {
+            flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut tar)?;
+        }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => tar = zstd::decode_all(bytes)?,
         _ => tar = bytes.to_vec(),
     }

@@ -89,15 +89,15 @@ impl Credentials for Helper {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     async fn ask(script: &str) -> Result<Option<Credential>, CredentialsError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("helper");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Written by a process of its own: a program that this one has open for writing cannot be run.
+        let write = ["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\""];
+        let mut shell = std::process::Command::new("sh");
+        assert!(shell.args(write).arg(&path).arg(script).status().unwrap().success());
         let helper = Helper::new(path.to_str().unwrap(), "r.example");
         helper.get(Ask { host: "r.example", reference: "", challenges: &[] }).await
     }

@@ -1,5 +1,5 @@
 //! What the tests of the client share.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
 use std::sync::Arc;
 use std::time::Duration;
