@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use gantry_content::ReaderAt;
 use gantry_registry::BlobSource;
 use gantry_types::labels::DISTRIBUTION_SOURCE;
@@ -28,7 +28,7 @@ pub(super) async fn push(t: &Transfer, scope: &Scope, push: Push, progress: Prog
     if plan.documents.is_empty() {
         return Err(Error::not_found("platform", format!("{:?} of image {}", push.platforms, push.name)));
     }
-    let sends = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, &push, &progress));
+    let sends: Vec<_> = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, &push, &progress).boxed()).collect();
     stream::iter(sends).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
     let top = plan.documents.len() - 1;
     for (number, document) in plan.documents.iter().enumerate() {
