@@ -157,10 +157,6 @@ impl Error {
     pub(crate) fn system(action: &'static str, source: impl Into<io::Error>) -> Error {
         Error::System { action, source: source.into() }
     }
-
-    pub(crate) fn last(action: &'static str) -> Error {
-        Error::System { action, source: io::Error::last_os_error() }
-    }
 }
 
 impl HasKind for Error {

@@ -74,7 +74,11 @@ fn plan(container: &Container, process: &Process, options: ExecOptions<'_>) -> R
     if !affinity.last.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.last)?));
     }
-    ops.push(Op::Setns { fd: init_pidfd(container)?, flags: flags(container), what: "the container's namespaces".into() });
+    ops.push(Op::Setns {
+        fd: init_pidfd(container)?,
+        flags: flags(container),
+        what: "the container's namespaces".into(),
+    });
     if container.spec.namespace(NamespaceKind::User).is_some() {
         ops.push(Op::BecomeRoot);
     }
@@ -143,7 +147,8 @@ pub(crate) fn start_hooks(container: &Container) -> Result<()> {
         let stdio = Stdio::Fds([Some(stdin.as_fd()), None, None]);
         let child = exec(container, ExecOptions { process: &process, stdio, preserve_fds: 0 })
             .map_err(|error| failed(error.to_string()))?;
-        let wait = hook.timeout.filter(|seconds| *seconds > 0).map_or(-1, |seconds| (seconds as i32).saturating_mul(1000));
+        let wait =
+            hook.timeout.filter(|seconds| *seconds > 0).map_or(-1, |seconds| (seconds as i32).saturating_mul(1000));
         let ended = sys::readable(child.pidfd.as_raw_fd(), wait) == Ok(true);
         if !ended {
             let _ = sys::pidfd_send_signal(child.pidfd.as_raw_fd(), libc::SIGKILL);

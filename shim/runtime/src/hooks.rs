@@ -77,7 +77,8 @@ fn wait(child: &mut Child, timeout: Option<u32>) -> Result<std::process::ExitSta
         return child.wait().map_err(|error| error.to_string());
     };
     let limit = Duration::from_secs(u64::from(seconds));
-    let pidfd = sys::pidfd_open(child.id() as i32).map_err(|errno| std::io::Error::from_raw_os_error(errno).to_string())?;
+    let pidfd =
+        sys::pidfd_open(child.id() as i32).map_err(|errno| std::io::Error::from_raw_os_error(errno).to_string())?;
     let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     if sys::readable(pidfd.0, milliseconds) == Ok(true) {
         return child.wait().map_err(|error| error.to_string());

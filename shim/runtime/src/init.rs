@@ -250,7 +250,15 @@ impl Walk<'_> {
         let tree = result?;
         self.detail = step::ATTACH;
         if fs.propagation != 0 {
-            bare(mount::mount_setattr(tree.as_raw_fd(), EMPTY, libc::AT_EMPTY_PATH as u32, 0, 0, fs.propagation, None))?;
+            bare(mount::mount_setattr(
+                tree.as_raw_fd(),
+                EMPTY,
+                libc::AT_EMPTY_PATH as u32,
+                0,
+                0,
+                fs.propagation,
+                None,
+            ))?;
         }
         attach(tree.as_raw_fd(), place.0, EMPTY)
     }
@@ -530,7 +538,8 @@ fn blank_directory() -> Sys<std::os::fd::OwnedFd> {
     bare(mount::fsconfig_string(as_borrowed(&context), c"mode", c"555"))?;
     bare(mount::fsconfig_string(as_borrowed(&context), c"nr_inodes", c"1"))?;
     bare(mount::fsconfig_create(as_borrowed(&context)))?;
-    let flags = mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NOEXEC;
+    let flags =
+        mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NOEXEC;
     bare(mount::fsmount(as_borrowed(&context), flags))
 }
 

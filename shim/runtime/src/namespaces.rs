@@ -184,8 +184,12 @@ fn spawn_through(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], proc:
     let _ = sys::wait_pid(helper);
     let message = born?.0;
     if message.kind != Ask::Born as u32 {
-        let what = namespaces.joined.get(message.index as usize).map_or("make namespaces", |(_, _, what)| what.as_str());
-        return Err(Error::Init { what: format!("join {what}"), source: std::io::Error::from_raw_os_error(message.errno) });
+        let what =
+            namespaces.joined.get(message.index as usize).map_or("make namespaces", |(_, _, what)| what.as_str());
+        return Err(Error::Init {
+            what: format!("join {what}"),
+            source: std::io::Error::from_raw_os_error(message.errno),
+        });
     }
     let pid = message.index as i32;
     let pidfd = sys::pidfd_open(pid).map_err(failed)?;

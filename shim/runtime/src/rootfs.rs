@@ -188,7 +188,8 @@ fn bind(context: &Context<'_>, entry: &Mount, options: &Options) -> Result<Op> {
         set(&tree, recursive, mount::MOUNT_ATTR_IDMAP, 0, 0, Some(namespace.as_fd()))
             .map_err(|error| failed("set the id map of", error))?;
     }
-    let stat = sys::fstat(tree.as_raw_fd()).map_err(|errno| failed("stat", std::io::Error::from_raw_os_error(errno)))?;
+    let stat =
+        sys::fstat(tree.as_raw_fd()).map_err(|errno| failed("stat", std::io::Error::from_raw_os_error(errno)))?;
     let mut target = Target::new(&entry.destination)?;
     target.outside_proc = !may_cover_proc(&target.display());
     Ok(Op::Attach { tree: Fd(tree.into_raw_fd()), target, file: stat.st_mode & libc::S_IFMT != libc::S_IFDIR })
@@ -197,8 +198,17 @@ fn bind(context: &Context<'_>, entry: &Mount, options: &Options) -> Result<Op> {
 /// The places below /proc that may be covered: per-container views of host-wide numbers (lxcfs).
 fn may_cover_proc(path: &str) -> bool {
     const ALLOWED: [&str; 11] = [
-        "/proc", "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
-        "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
+        "/proc",
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/meminfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/uptime",
+        "/proc/loadavg",
+        "/proc/slabinfo",
+        "/proc/sys/kernel/ns_last_pid",
+        "/proc/sys/crypto/fips_enabled",
     ];
     ALLOWED.contains(&path)
 }
@@ -339,7 +349,8 @@ fn cgroup_view(entry: &Mount, controllers: &str, name: &str, options: &Options) 
 }
 
 fn cgroup_bind(path: &Path, entry: &Mount, name: &str, options: &Options) -> Result<Op> {
-    let failed = |source| Error::Init { what: format!("mount cgroup {} on {}", path.display(), entry.destination), source };
+    let failed =
+        |source| Error::Init { what: format!("mount cgroup {} on {}", path.display(), entry.destination), source };
     let tree = clone_tree(path, false).map_err(failed)?;
     set(&tree, false, options.attributes.set, options.attributes.clear, libc::MS_PRIVATE, None).map_err(failed)?;
     let target = Target::new(&format!("{}/{name}", entry.destination))?;
@@ -364,7 +375,11 @@ fn device_operations(context: &Context<'_>) -> Result<Vec<Op>> {
     let configured = &context.spec.linux.devices;
     for (path, major, minor) in DEFAULT_DEVICES {
         if !configured.iter().any(|device| device.path == path) {
-            ops.push(if bound { bound_device(path)? } else { node(path, libc::S_IFCHR | 0o666, (major, minor), (0, 0))? });
+            ops.push(if bound {
+                bound_device(path)?
+            } else {
+                node(path, libc::S_IFCHR | 0o666, (major, minor), (0, 0))?
+            });
         }
     }
     for device in configured {

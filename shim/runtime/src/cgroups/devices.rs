@@ -99,7 +99,7 @@ pub(crate) fn parse(rule: &DeviceRule) -> Result<Rule> {
 impl Rule {
     /// Whether it covers every device and every access.
     pub(crate) fn is_total(&self) -> bool {
-        self.kind == Kind::All && self.access == ALL
+        self.kind == Kind::All && self.access == ALL && self.major.is_none() && self.minor.is_none()
     }
 
     /// As the v1 controller's files take it; two lines for a partial rule about all devices.
@@ -133,7 +133,8 @@ mod tests {
     fn default_devices_follow_unless_they_are_allowed_already() {
         let all = rules(&[rule(false, "", None, None, "rwm")]).unwrap();
         assert_eq!(all.len(), 11);
-        let with_null = rules(&[rule(false, "a", None, None, "rwm"), rule(true, "c", Some(1), Some(3), "rwm")]).unwrap();
+        let with_null =
+            rules(&[rule(false, "a", None, None, "rwm"), rule(true, "c", Some(1), Some(3), "rwm")]).unwrap();
         assert_eq!(with_null.len(), 11, "null is not allowed twice");
     }
 

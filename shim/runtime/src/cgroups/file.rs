@@ -21,8 +21,7 @@ pub(super) fn read(path: &Path) -> Result<String> {
 /// Reads a number; `max` is `u64::MAX`.
 pub(super) fn read_number(path: &Path) -> Result<u64> {
     let text = read(path)?;
-    parse_number(text.trim())
-        .ok_or_else(|| Error::file("read", path, std::io::Error::from(ErrorKind::InvalidData)))
+    parse_number(text.trim()).ok_or_else(|| Error::file("read", path, std::io::Error::from(ErrorKind::InvalidData)))
 }
 
 fn parse_number(text: &str) -> Option<u64> {
@@ -48,8 +47,11 @@ pub(super) fn pairs(path: &Path) -> Vec<(String, u64)> {
 
 /// Writes a value in one write.
 pub(super) fn write(path: &Path, value: &str) -> Result<()> {
-    let failed =
-        |errno| Error::Cgroup { path: path.to_owned(), value: value.to_owned(), source: std::io::Error::from_raw_os_error(errno) };
+    let failed = |errno| Error::Cgroup {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        source: std::io::Error::from_raw_os_error(errno),
+    };
     let name = c_path(path)?;
     let file = sys::openat(libc::AT_FDCWD, &name, libc::O_WRONLY).map_err(failed)?;
     sys::write_once(file.0, value.as_bytes()).map_err(failed)

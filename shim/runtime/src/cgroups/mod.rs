@@ -92,10 +92,9 @@ impl Cgroup {
                 Some(CGROUP_V2_MAGIC) if controllers.is_empty() => {
                     cgroup.unified = Some(below(&mount, &place(path)?));
                 }
-                Some(CGROUP_V1_MAGIC) => cgroup.hierarchies.push(Hierarchy {
-                    controllers: controllers.to_owned(),
-                    path: below(&mount, &place(path)?),
-                }),
+                Some(CGROUP_V1_MAGIC) => cgroup
+                    .hierarchies
+                    .push(Hierarchy { controllers: controllers.to_owned(), path: below(&mount, &place(path)?) }),
                 _ => {}
             }
         }

@@ -70,7 +70,8 @@ pub(super) fn limit(all: &[Hierarchy], resources: &Resources, new: bool) -> Resu
     }
     for (device, limit) in &resources.rdma {
         let number = |value: Option<u32>| value.map_or("max".to_owned(), |value| value.to_string());
-        let value = format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles), number(limit.hca_objects));
+        let value =
+            format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles), number(limit.hca_objects));
         file::write(&controller(all, "rdma")?.join("rdma.max"), &value)?;
     }
     Ok(())
@@ -102,7 +103,8 @@ fn limit_memory(all: &[Hierarchy], memory: &Memory) -> Result<()> {
     let set = |name: &str, value: i64| file::write(&directory()?.join(name), &value.to_string());
     let limit = memory.limit.filter(|limit| *limit != 0);
     // Lifting the memory limit lifts the joint one too, or the kernel refuses.
-    let swap = memory.swap.filter(|swap| *swap != 0).or(if limit == Some(-1) && has_swap(all) { Some(-1) } else { None });
+    let swap =
+        memory.swap.filter(|swap| *swap != 0).or(if limit == Some(-1) && has_swap(all) { Some(-1) } else { None });
     match (limit, swap) {
         (Some(limit), Some(swap)) => limit_both(directory()?, limit, swap)?,
         (Some(limit), None) => set_memory_limit(directory()?, limit)?,
@@ -199,7 +201,11 @@ fn limit_block(all: &[Hierarchy], block: &BlockIo) -> Result<()> {
     // BFQ's files stand in for CFQ's, which went with that scheduler.
     let weight_file = |name: &str, bfq: &'static str| -> Result<String> {
         let directory = directory()?;
-        Ok(if directory.join(name).exists() || !directory.join(bfq).exists() { name.to_owned() } else { bfq.to_owned() })
+        Ok(if directory.join(name).exists() || !directory.join(bfq).exists() {
+            name.to_owned()
+        } else {
+            bfq.to_owned()
+        })
     };
     if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
         set(&weight_file("blkio.weight", "blkio.bfq.weight")?, weight.to_string())?;
@@ -396,7 +402,12 @@ fn blkio_entry(line: &str) -> Option<BlkioEntry> {
         Some(value) => (second, value),
         None => ("", second),
     };
-    Some(BlkioEntry { major: major.parse().ok()?, minor: minor.parse().ok()?, op: op.to_owned(), value: value.parse().ok()? })
+    Some(BlkioEntry {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        op: op.to_owned(),
+        value: value.parse().ok()?,
+    })
 }
 
 /// Registers an eventfd for the cgroup's out-of-memory events.

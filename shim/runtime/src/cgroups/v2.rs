@@ -80,7 +80,8 @@ pub(super) fn limit(path: &Path, resources: &Resources, new: bool) -> Result<()>
     }
     for (device, limit) in &resources.rdma {
         let number = |value: Option<u32>| value.map_or("max".to_owned(), |value| value.to_string());
-        let value = format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles), number(limit.hca_objects));
+        let value =
+            format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles), number(limit.hca_objects));
         set(path, "rdma", "rdma.max", &value)?;
     }
     for (key, value) in &resources.unified {
@@ -117,9 +118,7 @@ fn swap_only(limit: Option<i64>, joint: Option<i64>) -> Result<Option<i64>> {
         (_, None) => Ok(None),
         (_, Some(-1)) => Ok(Some(-1)),
         (Some(limit), Some(joint)) if limit >= 0 && joint >= limit => Ok(Some(joint - limit)),
-        (None | Some(-1), Some(_)) => {
-            Err(Error::invalid("linux.resources.memory.swap", "needs a memory limit"))
-        }
+        (None | Some(-1), Some(_)) => Err(Error::invalid("linux.resources.memory.swap", "needs a memory limit")),
         _ => Err(Error::invalid("linux.resources.memory.swap", "is below the memory limit")),
     }
 }

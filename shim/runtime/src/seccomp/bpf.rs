@@ -101,7 +101,8 @@ pub(super) fn section(calls: &BTreeMap<u32, Outcome>, default: u32, beyond: u32)
         let last = ranges.last_mut();
         match last {
             Some(last) if last.0 == start => last.1 = outcome,
-            Some(last) if outcome.rules.is_empty() && last.1.rules.is_empty() && last.1.otherwise == outcome.otherwise => {}
+            Some(last)
+                if outcome.rules.is_empty() && last.1.rules.is_empty() && last.1.otherwise == outcome.otherwise => {}
             _ => ranges.push((start, outcome)),
         }
     };

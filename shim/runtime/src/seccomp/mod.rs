@@ -104,7 +104,8 @@ pub(crate) fn compile(config: &Seccomp) -> Result<Program> {
         code.push((arch, bpf::section(&rules, default, beyond(default))));
     }
     let notifies = config.syscalls.iter().any(|call| call.action == "SCMP_ACT_NOTIFY");
-    if notifies && config.syscalls.iter().any(|c| c.action == "SCMP_ACT_NOTIFY" && c.names.iter().any(|n| n == "write")) {
+    if notifies && config.syscalls.iter().any(|c| c.action == "SCMP_ACT_NOTIFY" && c.names.iter().any(|n| n == "write"))
+    {
         return Err(Error::invalid("linux.seccomp.syscalls", "SCMP_ACT_NOTIFY cannot be used for write"));
     }
     let code = assemble(code);
@@ -189,7 +190,8 @@ fn rules(config: &Seccomp, arch: Arch, default: u32) -> Result<BTreeMap<u32, Out
                 if let Some(number) = number {
                     add(&mut calls, number, Rule { conditions: conditions.clone(), result }, default);
                 }
-                if arch == Arch::X86 && conditions.is_empty()
+                if arch == Arch::X86
+                    && conditions.is_empty()
                     && let Some((multiplexer, operation)) = multiplexed(name)
                 {
                     let is = Condition { index: 0, operator: Operator::Equal, value: operation, mask: 0, wide: false };
@@ -202,7 +204,8 @@ fn rules(config: &Seccomp, arch: Arch, default: u32) -> Result<BTreeMap<u32, Out
 }
 
 fn add(calls: &mut BTreeMap<u32, Outcome>, number: u32, rule: Rule, default: u32) {
-    let outcome = calls.entry(number).or_insert_with(|| Outcome { rules: Vec::new(), otherwise: default, settled: false });
+    let outcome =
+        calls.entry(number).or_insert_with(|| Outcome { rules: Vec::new(), otherwise: default, settled: false });
     if !rule.conditions.is_empty() {
         outcome.rules.push(rule);
     } else if !outcome.settled {
@@ -240,13 +243,40 @@ fn condition(arg: &SyscallArg, arch: Arch) -> Result<Condition> {
 /// The i386 multiplexer and operation that stand for a call beside its own number.
 fn multiplexed(name: &str) -> Option<(u32, u64)> {
     const SOCKETCALL: [&str; 20] = [
-        "socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
-        "sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg",
+        "socket",
+        "bind",
+        "connect",
+        "listen",
+        "accept",
+        "getsockname",
+        "getpeername",
+        "socketpair",
+        "send",
+        "recv",
+        "sendto",
+        "recvfrom",
+        "shutdown",
+        "setsockopt",
+        "getsockopt",
+        "sendmsg",
+        "recvmsg",
+        "accept4",
+        "recvmmsg",
         "sendmmsg",
     ];
     const IPC: [(&str, u64); 12] = [
-        ("semop", 1), ("semget", 2), ("semctl", 3), ("semtimedop", 4), ("msgsnd", 11), ("msgrcv", 12),
-        ("msgget", 13), ("msgctl", 14), ("shmat", 21), ("shmdt", 22), ("shmget", 23), ("shmctl", 24),
+        ("semop", 1),
+        ("semget", 2),
+        ("semctl", 3),
+        ("semtimedop", 4),
+        ("msgsnd", 11),
+        ("msgrcv", 12),
+        ("msgget", 13),
+        ("msgctl", 14),
+        ("shmat", 21),
+        ("shmdt", 22),
+        ("shmget", 23),
+        ("shmctl", 24),
     ];
     if let Some(at) = SOCKETCALL.iter().position(|call| *call == name) {
         return Some((102, at as u64 + 1));

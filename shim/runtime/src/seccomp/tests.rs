@@ -59,7 +59,11 @@ fn naive(config: &Seccomp, name: &str, args: [u64; 6]) -> u32 {
     let conditional = config.syscalls.iter().filter(named).find(|call| {
         let repeated = call.args.iter().enumerate().any(|(i, a)| call.args[..i].iter().any(|b| a.index == b.index));
         !call.args.is_empty()
-            && if repeated { call.args.iter().any(|a| holds(a, args)) } else { call.args.iter().all(|a| holds(a, args)) }
+            && if repeated {
+                call.args.iter().any(|a| holds(a, args))
+            } else {
+                call.args.iter().all(|a| holds(a, args))
+            }
     });
     let plain = || config.syscalls.iter().filter(named).find(|call| call.args.is_empty());
     conditional.or_else(plain).map_or_else(|| action(&config.default_action, None).unwrap(), of)
@@ -70,10 +74,20 @@ const NAMES: [&str; 8] = ["read", "write", "open", "close", "personality", "clon
 fn argument() -> impl Strategy<Value = SyscallArg> {
     let value = prop_oneof![Just(0u64), Just(1), Just(0xffff_ffff), Just(1 << 32), Just((1 << 32) + 1), any::<u64>()];
     let op = prop::sample::select(vec![
-        "SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ",
+        "SCMP_CMP_NE",
+        "SCMP_CMP_LT",
+        "SCMP_CMP_LE",
+        "SCMP_CMP_EQ",
+        "SCMP_CMP_GE",
+        "SCMP_CMP_GT",
+        "SCMP_CMP_MASKED_EQ",
     ]);
-    (0..3u32, value.clone(), value, op)
-        .prop_map(|(index, value, value_two, op)| SyscallArg { index, value, value_two, op: op.to_owned() })
+    (0..3u32, value.clone(), value, op).prop_map(|(index, value, value_two, op)| SyscallArg {
+        index,
+        value,
+        value_two,
+        op: op.to_owned(),
+    })
 }
 
 fn call() -> impl Strategy<Value = crate::spec::Syscall> {

@@ -192,7 +192,8 @@ mod tests {
 
     fn naive(rules: &[Rule], kind: u32, access: u32, major: u32, minor: u32) -> bool {
         for rule in rules.iter().rev() {
-            let mask = u32::from(rule.access.make) | u32::from(rule.access.read) << 1 | u32::from(rule.access.write) << 2;
+            let mask =
+                u32::from(rule.access.make) | u32::from(rule.access.read) << 1 | u32::from(rule.access.write) << 2;
             let touches = if rule.allow { access & mask == access } else { access & mask != 0 };
             let is = match rule.kind {
                 Kind::All => true,
