@@ -163,7 +163,7 @@ pub(super) fn spoil(fault: Fault, mut head: Response<()>, bytes: Bytes) -> Respo
             announce(&mut head, bytes.len());
             let parts =
                 (0..bytes.len()).step_by(size.max(1)).map(move |at| bytes.slice(at..(at + size).min(bytes.len())));
-            let slow = stream::iter(parts.collect::<Vec<_>>()).then(move |piece| async move {
+            let slow = stream::iter(parts).then(move |piece| async move {
                 tokio::time::sleep(every).await;
                 Ok(piece)
             });
