@@ -2,6 +2,7 @@
 //!
 //! - [`Overlay`]: layers are directories that the kernel's overlay file system stacks.
 //! - [`Native`]: layers are full copies; slow and simple, the oracle of the tests.
+//! - `Remote` (feature `remote`): a snapshotter in another process, over containerd's gRPC service.
 //! - [`suite`] (feature `suite`): the contract as tests, for any implementation.
 //!
 //! A snapshotter knows nothing of images, digests, tar archives or namespaces: keys are opaque strings. It performs
@@ -17,6 +18,8 @@ mod native;
 mod overlay;
 mod probe;
 mod records;
+#[cfg(feature = "remote")]
+mod remote;
 mod store;
 #[cfg(feature = "suite")]
 pub mod suite;
@@ -28,3 +31,5 @@ pub use error::Error;
 pub use native::Native;
 pub use overlay::{Config as OverlayConfig, Overlay};
 pub use probe::Features;
+#[cfg(feature = "remote")]
+pub use remote::{Config as RemoteConfig, Remote};
