@@ -1,0 +1,113 @@
+//! An engine in temporary directories, and what it must not leave behind.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::path::{Path, PathBuf};
+
+use gantry_engine::transfer::{Access, ProgressSink, Pull, Unpack};
+use gantry_engine::{Config, Engine, Filter, Platform, Result, Scope};
+use gantry_registry::fake::{Fake, Options};
+use tempfile::TempDir;
+
+pub struct Host {
+    pub engine: Engine,
+    pub scope: Scope,
+    pub dir: TempDir,
+}
+
+impl Host {
+    pub async fn new() -> Host {
+        Host::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        change(&mut config);
+        let engine = Engine::open(config).await.unwrap().0;
+        Host { engine, scope: Scope::new("default".parse().unwrap()), dir }
+    }
+
+    pub async fn pull(&self, reference: &gantry_types::Reference) -> Result<gantry_engine::images::Image> {
+        self.engine.transfer.pull(&self.scope, pull(reference), ProgressSink::default()).await
+    }
+
+    /// Names of all images.
+    pub async fn images(&self) -> Vec<String> {
+        let images = self.engine.images.list(&self.scope, &Filter::default()).await.unwrap();
+        images.into_iter().map(|image| image.name).collect()
+    }
+
+    /// The committed and active snapshots of the default snapshotter.
+    pub async fn snapshots(&self) -> Vec<gantry_engine::snapshots::Snapshot> {
+        self.engine.snapshots.list(&self.scope, "", &Filter::default()).await.unwrap()
+    }
+
+    /// After garbage was collected, the engine holds nothing at all: no image, blob, ingest, snapshot or lease.
+    pub async fn assert_empty(&self) {
+        self.engine.gc.collect().await.unwrap();
+        assert_eq!(self.images().await, Vec::<String>::new(), "no image");
+        let statuses = self.engine.content.statuses(&self.scope, &Filter::default()).await.unwrap();
+        assert!(statuses.is_empty(), "no ingest: {statuses:?}");
+        assert!(self.snapshots().await.is_empty(), "no snapshot: {:?}", self.snapshots().await);
+        let blobs = self.engine.content.list(&self.scope, &Filter::default()).await.unwrap();
+        assert!(blobs.is_empty(), "no blob: {blobs:?}");
+        assert!(self.engine.leases.list(&self.scope, &Filter::default()).await.unwrap().is_empty(), "no lease");
+        assert!(self.engine.ops.list().is_empty(), "nothing runs: {:?}", self.engine.ops.list());
+        let files = files_below(&self.dir.path().join("root/content"));
+        let left: Vec<_> = files.iter().filter(|path| path.components().any(|c| c.as_os_str() == "blobs")).collect();
+        assert!(left.is_empty(), "no file of a blob: {left:?}");
+    }
+
+    /// A file of the image's root file system, looked for in its layers from the top.
+    pub async fn file(&self, chain_top: &str, path: &str) -> Option<Vec<u8>> {
+        let key = format!("look-{}", path.replace('/', "-"));
+        let mounts = self.engine.snapshots.view(&self.scope, "", &key, chain_top, Default::default()).await.unwrap();
+        let tree = gantry_mount::Tree::new(&mounts).unwrap();
+        let bytes = std::fs::read(tree.path().join(path)).ok();
+        drop(tree);
+        self.engine.snapshots.remove(&self.scope, "", &key).await.unwrap();
+        bytes
+    }
+}
+
+pub fn config(dir: &Path) -> Config {
+    let mut config = Config::new(dir.join("root"), dir.join("state"));
+    config.registry.backoff = std::time::Duration::from_millis(10);
+    config.registry.max_failures = 3;
+    config.registry.max_retry_after = std::time::Duration::from_secs(1);
+    config.executable = std::env::current_exe().unwrap();
+    config.search = vec![target_dir()];
+    config.gc_delay = std::time::Duration::from_millis(10);
+    config
+}
+
+/// Where cargo puts binaries: the directory above the tests' own.
+pub fn target_dir() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned()
+}
+
+pub fn pull(reference: &gantry_types::Reference) -> Pull {
+    Pull {
+        unpacks: vec![Unpack { platform: Platform::host(), snapshotter: String::new() }],
+        access: Access::anonymous(),
+        ..Pull::new(reference.clone())
+    }
+}
+
+pub async fn registry() -> Fake {
+    Fake::start(Options::default()).await.unwrap()
+}
+
+pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => open.push(entry.path()),
+                false => files.push(entry.path()),
+            }
+        }
+    }
+    files
+}
