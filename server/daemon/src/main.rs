@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Defaults, then the file, then the command line.
+/// Defaults, then the file, then the environment and the command line.
 fn configure(arguments: Arguments) -> Result<(Config, Vec<Notice>), Vec<Mistake>> {
     let mut config = Config::default();
     let fallback = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists());
@@ -77,6 +77,8 @@ fn configure(arguments: Arguments) -> Result<(Config, Vec<Notice>), Vec<Mistake>
         Some(path) => config.read(&path)?,
         None => Vec::new(),
     };
+    config.executable = std::env::current_exe().unwrap_or_default();
+    config.search = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
     config.root = absolute(arguments.root, config.root);
     config.state = absolute(arguments.state, config.state);
     config.address = absolute(arguments.address, config.address);

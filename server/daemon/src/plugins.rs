@@ -78,7 +78,7 @@ fn plugin(kind: &str, id: &str) -> Plugin {
 }
 
 fn snapshotter(engine: &Engine, name: &str) -> Plugin {
-    let root = engine.config().root.join(format!("{SNAPSHOTTER}.{name}"));
+    let root = engine.config().root.join("snapshots").join(name);
     let exports = BTreeMap::from([("root".into(), root.to_string_lossy().into_owned())]);
     Plugin { exports, ..plugin(SNAPSHOTTER, name) }
 }

@@ -83,7 +83,7 @@ impl Leases {
         let labels = Labels::from([(gantry_types::labels::GC_EXPIRE.to_owned(), expire)]);
         let id = unique();
         self.create(scope, Some(&id), labels).await?;
-        let covered = Scope { lease: Some(id.parse().map_err(Error::Id)?), ..scope.clone() };
+        let covered = Scope { lease: Some(id.clone()), ..scope.clone() };
         Ok((covered, Some(Cover { leases: self.clone(), scope: scope.clone(), id: Some(id) })))
     }
 

@@ -41,6 +41,10 @@ pub struct Config {
     pub snapshotter: Option<String>,
     /// Runtime used where none is named.
     pub runtime: Option<String>,
+    /// The daemon's own program: shims are looked for beside it, and told of it.
+    pub executable: PathBuf,
+    /// Further directories to look for shims in.
+    pub search: Vec<PathBuf>,
     /// Shim binaries by runtime name.
     pub runtimes: Vec<(String, PathBuf)>,
     /// Environment added for shims, `NAME=VALUE`.
@@ -81,6 +85,8 @@ impl Default for Config {
             drain: Duration::from_secs(10),
             snapshotter: None,
             runtime: None,
+            executable: PathBuf::new(),
+            search: Vec::new(),
             runtimes: Vec::new(),
             shim_environment: Vec::new(),
             hosts_dirs: Vec::new(),
@@ -124,6 +130,8 @@ impl Config {
         let mut engine = gantry_engine::Config::new(&self.root, &self.state);
         engine.address = self.address.to_string_lossy().into_owned();
         engine.ttrpc_address = self.ttrpc_address();
+        engine.executable.clone_from(&self.executable);
+        engine.search.clone_from(&self.search);
         engine.debug = self.log_level >= LevelFilter::DEBUG;
         engine.runtimes.extend(self.runtimes.iter().cloned());
         engine.shim_environment.clone_from(&self.shim_environment);
