@@ -89,12 +89,11 @@ impl Db {
     pub fn known_snapshots(&self, snapshotter: &str) -> BTreeSet<String> {
         let state = self.memory().snapshot();
         let prefix = keys::prefix(&[snapshotter]);
-        let decode = |(name, value): (&Box<[u8]>, &crate::memory::Value)| Snapshot::decode(name, value).ok();
         let spaces = state.values().map(|space| &space[Kind::Snapshot.index()]);
-        spaces
-            .flat_map(|records| crate::memory::range(records, &prefix))
-            .filter_map(decode)
-            .map(|s| s.internal)
+        let records = spaces.flat_map(|records| crate::memory::range(records, &prefix));
+        records
+            .filter_map(|(name, value)| Snapshot::decode(name, value).ok())
+            .map(|snapshot| snapshot.internal)
             .collect()
     }
 

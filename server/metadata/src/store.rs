@@ -227,7 +227,7 @@ fn open_sled(directory: &Path, cache: u64) -> Result<sled::Db, String> {
     loop {
         match config.open() {
             Ok(sled) => return Ok(sled),
-            Err(error) if error.to_string().contains("lock") && Instant::now() < patient_until => {
+            Err(error) if error.to_string().contains("acquire lock") && Instant::now() < patient_until => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => return Err(error.to_string()),

@@ -78,12 +78,12 @@ impl<'b> Tx<'b> {
 
     /// The first record of a kind whose name begins with `prefix`.
     pub(crate) fn first(&self, kind: Kind, namespace: &str, prefix: &[u8]) -> Option<Box<[u8]>> {
-        let changed = |name: &Box<[u8]>| {
-            let key = Key::new(kind, namespace, name.clone());
+        let changed = |name: &[u8]| {
+            let key = Key::new(kind, namespace, name);
             self.own.contains_key(&key) || self.batch.contains_key(&key)
         };
         let records = self.memory.records(kind, namespace);
-        let old = range(&records, prefix).map(|(name, _)| name).find(|name| !changed(name)).cloned();
+        let old = range(&records, prefix).map(|(name, _)| name).find(|name| !changed(name.as_ref())).cloned();
         let written = in_range(self.batch, kind, namespace, prefix)
             .chain(in_range(&self.own, kind, namespace, prefix))
             .map(|(name, _)| name)

@@ -16,6 +16,11 @@ use proptest::prelude::*;
 const CHILD: &str = "GANTRY_METADATA_TEST_CHILD";
 const POINT: &str = "GANTRY_METADATA_TEST_POINT";
 
+/// Usually few, for time's sake; as many as `PROPTEST_CASES` says where it is set.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
 fn ns() -> Id {
     "n".parse().unwrap()
 }
@@ -284,7 +289,7 @@ fn whatever_happens_to_the_files_of_the_engine_the_store_opens_and_nothing_ackno
         .map(|path| path.strip_prefix(template.path()).unwrap().to_owned())
         .collect();
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 60,
+        cases: cases(60),
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -328,7 +333,7 @@ fn remove_journals(directory: &Path) {
 fn with_store_and_export_damaged_what_can_be_read_is_there_and_the_damage_is_reported() {
     let template = template();
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 40,
+        cases: cases(40),
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -354,7 +359,7 @@ fn with_store_and_export_damaged_what_can_be_read_is_there_and_the_damage_is_rep
 fn journals_can_be_damaged_too() {
     let template = template();
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 30,
+        cases: cases(30),
         failure_persistence: None,
         ..ProptestConfig::default()
     });
