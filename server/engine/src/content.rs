@@ -11,6 +11,7 @@ use gantry_ttrpc::pb::containerd::events::{ContentCreate, ContentDelete};
 use gantry_types::{Digest, Fields, Filter, Labels, Scope};
 
 use crate::core::{Core, lease, select};
+use crate::leases::unique;
 use crate::{Error, Result};
 
 pub use gantry_content::{CHUNK, ReaderAt, Status};
@@ -112,18 +113,22 @@ impl Content {
     /// `FailedPrecondition` where the bytes are not those of `digest`.
     pub async fn write_all(&self, scope: &Scope, digest: &Digest, data: Bytes, labels: Labels) -> Result<()> {
         let size = data.len() as u64;
+        let reference = format!("blob-{digest}-{}", unique());
         let written = async {
-            let mut writer = self.writer(scope, &format!("blob-{digest}"), Some(size), Some(digest)).await?;
-            let offset = writer.status().offset;
-            if offset < size {
-                writer.truncate(0).await?;
+            let mut writer = self.writer(scope, &reference, Some(size), Some(digest)).await?;
+            if writer.status().offset < size {
                 writer.write(0, data).await?;
             }
-            writer.commit(Some(size), Some(digest), labels).await.map(drop)
+            writer.commit(Some(size), Some(digest), labels).await
         };
         match written.await {
+            Ok(_) => Ok(()),
             Err(error) if is_present(&error) => Ok(()),
-            done => done,
+            Err(error) => {
+                // What stays expires.
+                let _ = self.abort(scope, &reference).await;
+                Err(error)
+            }
         }
     }
 
@@ -266,19 +271,29 @@ impl Writer {
     /// # Errors
     /// `FailedPrecondition` for another size or digest than demanded, `AlreadyExists`.
     pub async fn commit(self, size: Option<u64>, expected: Option<&Digest>, labels: Labels) -> Result<Blob> {
+        let expected = expected.cloned();
+        // Runs to its end when the caller goes away: bytes without a record would be nobody's.
+        let joining = tokio::spawn(async move { self.join(size, expected, labels).await });
+        joining.await.map_err(Error::task("commit"))?
+    }
+
+    async fn join(self, size: Option<u64>, expected: Option<Digest>, labels: Labels) -> Result<Blob> {
         let core = &self.core;
-        let _together = core.joint.read().await;
+        let together = core.joint.read().await;
         let (digest, size) = match self.inner {
-            Inner::Open(writer) => bytes_of(core, writer, size, expected).await?,
-            Inner::Shared(status) => checked(&self.reference, status, size, expected)?,
+            Inner::Open(writer) => bytes_of(core, writer, size, expected.as_ref()).await?,
+            Inner::Shared(status) => checked(&self.reference, status, size, expected.as_ref())?,
         };
         let blobs = core.db.blobs(&self.scope.namespace);
-        let created = blobs.create(digest, size, labels, lease(&self.scope), Some(&self.reference)).await;
+        let created = blobs.create(digest.clone(), size, labels, lease(&self.scope), Some(&self.reference)).await;
         let blob = match created {
-            Err(DbError::AlreadyExists(_)) if expected.is_some() => {
-                return Err(StoreError::AlreadyExists { digest: expected.cloned().unwrap_or_else(|| Digest::of(b"")) }.into());
+            Ok(blob) => blob,
+            Err(DbError::AlreadyExists(_)) => return Err(StoreError::AlreadyExists { digest }.into()),
+            Err(error) => {
+                drop(together);
+                forsake(core, &digest).await;
+                return Err(error.into());
             }
-            created => created?,
         };
         let size = i64::try_from(blob.size).unwrap_or(i64::MAX);
         let event = ContentCreate { digest: blob.digest.to_string(), size, media_type: String::new() };
@@ -294,6 +309,16 @@ impl Writer {
         match self.inner {
             Inner::Open(writer) => Ok(writer.close().await?),
             Inner::Shared(_) => Ok(()),
+        }
+    }
+}
+
+/// Removes the bytes of a blob that could not be entered anywhere.
+async fn forsake(core: &Core, digest: &Digest) {
+    let _apart = core.joint.write().await;
+    if !core.db.known_digests().contains(digest) {
+        if let Err(error) = core.store.delete(digest).await {
+            tracing::debug!(%digest, %error, "bytes without a record stay until the next start");
         }
     }
 }

@@ -7,7 +7,7 @@ use gantry_content::Store;
 use gantry_metadata::Db;
 use gantry_registry::Registry;
 use gantry_snapshots::Snapshotter;
-use gantry_types::{Any, Filter, Fields, Namespace, Scope};
+use gantry_types::{Any, Fields, Filter, Namespace, Scope};
 use prost::{Message, Name};
 use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;

@@ -66,7 +66,8 @@ impl Diff {
         operation.stage("unpacking");
         let (feed, drain) = stream::pipe();
         let feeding = tokio::spawn(feed.blob(reader));
-        let job = Job { digest: layer.digest.clone(), compression, limits: self.core.config.unpack, mounts: mounts.to_vec() };
+        let job =
+            Job { digest: layer.digest.clone(), compression, limits: self.core.config.unpack, mounts: mounts.to_vec() };
         let applied = job.run(drain, sync, Arc::default()).await;
         feeding.abort();
         let applied = applied?;
@@ -200,7 +201,8 @@ fn make(
     let writing = |error| Error::Diff(gantry_layer::DiffError::Write(error));
     let lower = if left.is_empty() { None } else { Some(Tree::new(left)?) };
     let upper = Tree::new(right)?;
-    let mut out = Hashed { out: Compressor::new(spout, compression).map_err(writing)?, hasher: Hasher::new(Algorithm::Sha256) };
+    let mut out =
+        Hashed { out: Compressor::new(spout, compression).map_err(writing)?, hasher: Hasher::new(Algorithm::Sha256) };
     let options = LayerOptions { newest, ..LayerOptions::default() };
     gantry_layer::diff(lower.as_ref().map(Tree::path).as_deref(), &upper.path(), &mut out, &options)?;
     let mut spout = out.out.finish().map_err(writing)?;

@@ -97,7 +97,7 @@ impl Engine {
         let (shims, reports) = Shims::open(shims, directories)?;
         let engine = Engine::assemble(&core, shims);
         // Events that waited in the shims come while the tasks are found again.
-        tokio::spawn(take_in(engine.tasks.clone(), reports));
+        tokio::spawn(take_in(engine.tasks.clone(), reports, core.stop.clone()));
         let tasks = restore_tasks(&engine.tasks, &mut repairs).await;
         tokio::spawn(engine.gc.clone().serve());
         engine.gc.schedule();
@@ -194,8 +194,8 @@ fn open_snapshotters(directory: &Path, repairs: &mut Repairs) -> BTreeMap<String
 }
 
 /// Takes in what shims report, in their order, until the engine closes.
-async fn take_in(tasks: Tasks, mut reports: mpsc::Receiver<Forwarded>) {
-    while let Some(forwarded) = reports.recv().await {
+async fn take_in(tasks: Tasks, mut reports: mpsc::Receiver<Forwarded>, stop: CancellationToken) {
+    while let Some(Some(forwarded)) = stop.run_until_cancelled(reports.recv()).await {
         tasks.take_in(forwarded);
     }
 }

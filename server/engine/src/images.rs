@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use gantry_types::{Digest, Filter, Scope};
 
+use crate::Result;
 use crate::core::{Core, lease, select};
 use crate::gc::Gc;
-use crate::Result;
 
 pub use gantry_metadata::Image;
 

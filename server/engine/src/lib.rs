@@ -13,25 +13,27 @@ pub mod containers;
 pub mod content;
 mod core;
 pub mod diff;
-mod keyed;
-mod place;
-mod stream;
 mod engine;
 mod error;
 pub mod events;
 pub mod gc;
 pub mod images;
+mod keyed;
 pub mod leases;
 pub mod namespaces;
 pub mod ops;
+mod place;
 mod restore;
 pub mod sandboxes;
 pub mod snapshots;
+mod stream;
 pub mod tasks;
 pub mod transfer;
 
 pub use config::{Config, UnpackLimits};
 pub use engine::{Engine, OpenReport, Repair};
-pub use gantry_spec as spec;
 pub use error::{Error, Result};
-pub use gantry_types::{Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Mount, Namespace, Platform, Scope};
+pub use gantry_spec as spec;
+pub use gantry_types::{
+    Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Mount, Namespace, Platform, Scope,
+};

@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn an_overlay_is_written_in_its_upper_directory() {
-        let place = Place::of(&[mount("overlay", "overlay", &["lowerdir=/a\\:b:/c", "upperdir=/u", "workdir=/w"])]).unwrap();
+        let place =
+            Place::of(&[mount("overlay", "overlay", &["lowerdir=/a\\:b:/c", "upperdir=/u", "workdir=/w"])]).unwrap();
         assert_eq!(place.directory(), Path::new("/u"));
         assert_eq!(place.parents, [PathBuf::from("/a:b"), PathBuf::from("/c")]);
         assert_eq!(place.whiteouts, Whiteouts::Overlay);

@@ -63,7 +63,10 @@ async fn missing_content(core: &Core, repairs: &mut Repairs) {
         let blobs = core.db.blobs(&namespace);
         for blob in blobs.scan().filter_map(Result::ok).filter(|blob| !there.contains(&blob.digest)) {
             let outcome = blobs.delete(&blob.digest, None).await;
-            repairs.note(format!("record of blob {} in {namespace}", blob.digest), said(outcome, "removed: its bytes are gone"));
+            repairs.note(
+                format!("record of blob {} in {namespace}", blob.digest),
+                said(outcome, "removed: its bytes are gone"),
+            );
         }
     }
 }
@@ -83,7 +86,9 @@ async fn orphaned_snapshots(core: &Core, name: &str, snapshotter: &dyn Snapshott
             }
         }
         if left.is_empty() || left.len() == before {
-            left.iter().for_each(|key| repairs.note(format!("snapshot {key} of {name}"), "no record names it, and it cannot be removed"));
+            left.iter().for_each(|key| {
+                repairs.note(format!("snapshot {key} of {name}"), "no record names it, and it cannot be removed")
+            });
             return;
         }
         orphans = left;
@@ -102,7 +107,10 @@ async fn missing_snapshots(core: &Core, name: &str, snapshotter: &dyn Snapshotte
             let before = gone().count();
             for snapshot in gone().collect::<Vec<_>>() {
                 if records.remove(&snapshot.key, None).await.is_ok() {
-                    repairs.note(format!("record of snapshot {} of {name} in {namespace}", snapshot.key), "removed: its files are gone");
+                    repairs.note(
+                        format!("record of snapshot {} of {name} in {namespace}", snapshot.key),
+                        "removed: its files are gone",
+                    );
                 }
             }
             if gone().count() == before {

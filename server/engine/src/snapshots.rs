@@ -10,7 +10,7 @@ use gantry_ttrpc::pb::containerd::events::{SnapshotCommit, SnapshotPrepare, Snap
 use gantry_types::{Filter, Labels, Mount, Scope};
 
 use crate::core::{Core, lease, select};
-use crate::Result;
+use crate::{Error, Result};
 
 pub use gantry_metadata::{Snapshot, SnapshotKind};
 pub use gantry_snapshots::Usage;
@@ -130,27 +130,37 @@ impl Snapshots {
         (key, parent): (&str, &str),
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        let (name, snapshotter) = self.core.snapshotter(snapshotter)?;
+        let (name, _) = self.core.snapshotter(snapshotter)?;
         let records = self.core.db.snapshots(&scope.namespace, name);
         if records.get(key).is_ok() {
             return self.refuse_present(scope, name, key).await;
         }
         let parent = (!parent.is_empty()).then(|| records.get(parent)).transpose()?;
+        let new = New { snapshotter: name.to_owned(), kind, key: key.to_owned(), parent, labels };
+        let (snapshots, scope) = (self.clone(), scope.clone());
+        // Runs to its end when the caller goes away: a directory without a record would be nobody's.
+        let making = tokio::spawn(async move { snapshots.join(&scope, new).await });
+        making.await.map_err(Error::task("prepare"))?
+    }
+
+    async fn join(&self, scope: &Scope, new: New) -> Result<Vec<Mount>> {
+        let New { snapshotter: name, kind, key, parent, labels } = new;
+        let snapshotter = self.core.snapshotter(&name)?.1;
+        let records = self.core.db.snapshots(&scope.namespace, &name);
         let _together = self.core.joint.read().await;
-        let internal = records.internal(key).await?;
+        let internal = records.internal(&key).await?;
         let below = parent.as_ref().map(|p| p.internal.as_str());
         let mounts = match kind {
             SnapshotKind::View => snapshotter.view(&internal, below, labels.clone()).await?,
             _ => snapshotter.prepare(&internal, below, labels.clone()).await?,
         };
         let parent = parent.map(|p| p.key);
-        let record = record(name, key, &internal, kind, parent.clone(), labels);
+        let record = record(&name, &key, &internal, kind, parent.clone(), labels);
         if let Err(error) = records.create(record, lease(scope)).await {
             self.undo(&**snapshotter, &internal).await;
             return Err(error.into());
         }
-        let (key, parent) = (key.to_owned(), parent.unwrap_or_default());
-        let event = SnapshotPrepare { key, parent, snapshotter: name.to_owned() };
+        let event = SnapshotPrepare { key, parent: parent.unwrap_or_default(), snapshotter: name };
         self.core.emit(&scope.namespace, "/snapshot/prepare", &event);
         Ok(mounts)
     }
@@ -169,21 +179,42 @@ impl Snapshots {
         parent: &str,
         labels: Labels,
     ) -> Result<()> {
-        let (driver, snapshotter) = self.core.snapshotter(snapshotter)?;
+        let (driver, _) = self.core.snapshotter(snapshotter)?;
         let records = self.core.db.snapshots(&scope.namespace, driver);
         let active = records.get(key)?;
         if !parent.is_empty() && active.parent.as_deref() != Some(parent) {
-            return Err(crate::Error::Unimplemented("putting a snapshot upon another parent"));
+            return Err(Error::Unimplemented("putting a snapshot upon another parent"));
         }
         if records.get(name).is_ok() {
             return self.refuse_present(scope, driver, name).await;
         }
+        let (snapshots, scope) = (self.clone(), scope.clone());
+        let (driver, name) = (driver.to_owned(), name.to_owned());
+        let committing =
+            tokio::spawn(async move { snapshots.join_commit(&scope, &driver, name, active, labels).await });
+        committing.await.map_err(Error::task("commit"))?
+    }
+
+    async fn join_commit(
+        &self,
+        scope: &Scope,
+        driver: &str,
+        name: String,
+        active: Snapshot,
+        labels: Labels,
+    ) -> Result<()> {
+        let snapshotter = self.core.snapshotter(driver)?.1;
+        let records = self.core.db.snapshots(&scope.namespace, driver);
         let _together = self.core.joint.read().await;
-        let internal = records.internal(name).await?;
+        let internal = records.internal(&name).await?;
         snapshotter.commit(&internal, &active.internal, None, labels.clone()).await?;
-        records.commit(key, name, internal, labels, lease(scope)).await?;
-        let (key, name) = (key.to_owned(), name.to_owned());
-        let event = SnapshotCommit { key, name, snapshotter: driver.to_owned() };
+        if let Err(error) = records.commit(&active.key, &name, internal.clone(), labels, lease(scope)).await {
+            self.undo(&**snapshotter, &internal).await;
+            // The active one has gone with the commit.
+            let _ = records.remove(&active.key, lease(scope)).await;
+            return Err(error.into());
+        }
+        let event = SnapshotCommit { key: active.key, name, snapshotter: driver.to_owned() };
         self.core.emit(&scope.namespace, "/snapshot/commit", &event);
         Ok(())
     }
@@ -222,8 +253,17 @@ impl Snapshots {
             let resource = Resource::Snapshot { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
             self.core.db.leases(&scope.namespace).add_resource(lease, resource).await?;
         }
-        Err(crate::Error::AlreadyExists { what: "snapshot", name: key.to_owned() })
+        Err(Error::AlreadyExists { what: "snapshot", name: key.to_owned() })
     }
+}
+
+/// A snapshot to be made.
+struct New {
+    snapshotter: String,
+    kind: SnapshotKind,
+    key: String,
+    parent: Option<Snapshot>,
+    labels: Labels,
 }
 
 fn record(

@@ -3,12 +3,14 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Host, pull, registry};
-use gantry_engine::transfer::{ProgressSink, Unpack};
+use gantry_engine::transfer::{Access, Credential, ProgressSink, Pull, Secret, Unpack};
 use gantry_engine::{ErrorKind, Filter, HasKind, Platform};
-use gantry_registry::fake::{Fake, Fault, Rule};
+use gantry_registry::Provided;
+use gantry_registry::fake::{Fake, Fault, Login, Options, Rule};
 use gantry_registry::image::{self, Builder, Image};
 use gantry_types::media_type::Compression;
 use gantry_types::{Digest, Reference};
@@ -51,7 +53,10 @@ async fn a_pulled_image_is_named_unpacked_labelled_and_kept() {
     let (host, image) = (Host::new().await, two_layers());
     let (_fake, reference) = serve(&image).await;
     let pulled = host.pull(&reference).await.unwrap();
-    assert_eq!((pulled.name.as_str(), &pulled.target.digest), (reference.to_string().as_str(), &image.descriptor().digest));
+    assert_eq!(
+        (pulled.name.as_str(), &pulled.target.digest),
+        (reference.to_string().as_str(), &image.descriptor().digest)
+    );
     host.engine.gc.collect().await.unwrap();
     let labels = config_labels(&host, &image).await;
     let top = top_snapshot(&labels);
@@ -97,7 +102,9 @@ async fn every_compression_and_dockers_types_unpack_alike() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_an_index_only_the_platform_asked_for_is_fetched() {
     let host = Host::new().await;
-    let one = |arch: &str| Builder::new().platform(format!("linux/{arch}").parse().unwrap()).file("arch", arch, 0o644).build();
+    let one = |arch: &str| {
+        Builder::new().platform(format!("linux/{arch}").parse().unwrap()).file("arch", arch, 0o644).build()
+    };
     let other = if Platform::host().architecture == "amd64" { "arm64" } else { "amd64" };
     let images = vec![one(other), one(&Platform::host().architecture)];
     let foreign = layers(&images[0]);
@@ -187,9 +194,13 @@ fn of_layer(image: &Image, number: usize, fault: Fault) -> Rule {
 async fn a_layer_of_other_bytes_is_refused() {
     for number in [0, 1] {
         let named = layers(&two_layers())[number].to_string();
-        fails_cleanly(&two_layers(), |i| of_layer(i, number, Fault::WrongBytes), |error| {
-            assert!(error.to_string().contains(&named), "{error} should name {named}");
-        })
+        fails_cleanly(
+            &two_layers(),
+            |i| of_layer(i, number, Fault::WrongBytes),
+            |error| {
+                assert!(error.to_string().contains(&named), "{error} should name {named}");
+            },
+        )
         .await;
     }
 }
@@ -222,10 +233,17 @@ async fn answers_that_say_no_end_in_their_kind_of_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_wants_to_know_who_we_are_is_an_error_of_its_own_kind() {
-    fails_cleanly(&two_layers(), |_| Rule::new("/v2/", Fault::Unauthorized), |error| {
-        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
-    })
-    .await;
+    let login = Login::Basic { username: "u".into(), password: "p".into() };
+    let fake = Fake::start(Options { login, ..Options::default() }).await.unwrap();
+    let reference = fake.put_image("library/test", "latest", &two_layers());
+    let host = Host::new().await;
+    let error = host.pull(&reference).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    host.assert_empty().await;
+    let credential = Credential::from_pair("u", Secret::new("p"));
+    let access = Access::new(Arc::new(Provided::new(reference.host(), credential)));
+    let with = Pull { access, ..pull(&reference) };
+    host.engine.transfer.pull(&host.scope, with, ProgressSink::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,7 +327,11 @@ async fn a_pull_that_was_broken_off_goes_on_where_it_was() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     host.pull(&reference).await.unwrap();
     let ranged = fake.requests().into_iter().filter(|r| r.path.contains(layers(&image)[0].as_str()));
-    assert!(ranged.clone().all(|r| r.header("range").is_some_and(|range| !range.starts_with("bytes=0-"))), "{:?}", ranged.collect::<Vec<_>>());
+    assert!(
+        ranged.clone().all(|r| r.header("range").is_some_and(|range| !range.starts_with("bytes=0-"))),
+        "{:?}",
+        ranged.collect::<Vec<_>>()
+    );
     let active: Vec<_> = host.snapshots().await.into_iter().filter(|s| s.key.starts_with("extract-")).collect();
     assert!(active.is_empty(), "no half unpacked snapshot: {active:?}");
 }
@@ -331,7 +353,8 @@ async fn an_image_can_be_unpacked_later_and_tagged() {
     }
     let tagged = host.engine.transfer.tag(&host.scope, &pulled.name, "localhost/other:1", Default::default(), false);
     assert_eq!(tagged.await.unwrap().target, pulled.target);
-    let again = host.engine.transfer.tag(&host.scope, &pulled.name, "localhost/other:1", Default::default(), false).await;
+    let again =
+        host.engine.transfer.tag(&host.scope, &pulled.name, "localhost/other:1", Default::default(), false).await;
     assert_eq!(again.unwrap_err().kind(), ErrorKind::AlreadyExists);
 }
 

@@ -161,7 +161,9 @@ async fn a_slow_subscriber_is_told_of_the_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_made_from_a_snapshot_applies_to_the_same_tree() {
     let host = Host::new().await;
-    let (engine, scope) = (&host.engine, &host.scope);
+    let engine = &host.engine;
+    let lease = engine.leases.create(&host.scope, None, Labels::new()).await.unwrap();
+    let scope = &Scope { lease: Some(lease.id.parse().unwrap()), ..host.scope.clone() };
     let mounts = engine.snapshots.prepare(scope, "", "right", "", Labels::new()).await.unwrap();
     let tree = gantry_mount::Tree::new(&mounts).unwrap();
     std::fs::write(tree.path().join("file"), "content").unwrap();

@@ -107,7 +107,8 @@ impl Tasks {
     }
 
     async fn launch(&self, scope: &Scope, container: &Container, create: &Create) -> Result<Shim> {
-        let named = if container.runtime.name.is_empty() { &self.core.config.default_runtime } else { &container.runtime.name };
+        let named =
+            if container.runtime.name.is_empty() { &self.core.config.default_runtime } else { &container.runtime.name };
         let runtime = if create.runtime_path.is_empty() { named } else { &create.runtime_path };
         let config = container.spec.as_ref().map(|spec| spec.value.as_slice()).filter(|spec| !spec.is_empty());
         let launch = Launch {

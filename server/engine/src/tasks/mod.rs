@@ -170,7 +170,8 @@ impl Tasks {
         let task = self.task(scope, container_id)?;
         let entry = task.process(exec_id);
         self.watch_process(&task, exec_id);
-        let pid = task.shim.calls().start(wire::StartRequest { id: container_id.into(), exec_id: exec_id.into() }).await?.pid;
+        let pid =
+            task.shim.calls().start(wire::StartRequest { id: container_id.into(), exec_id: exec_id.into() }).await?.pid;
         entry.pid.store(pid, Ordering::SeqCst);
         Ok(pid)
     }
@@ -398,7 +399,12 @@ impl Tasks {
     }
 
     /// Deletes at the shim, then the shim, then the bundle; then the name is free.
-    async fn delete_whole(&self, key: &table::TaskKey, task: &Arc<Task>, operation: &crate::ops::Entry) -> Result<Exit> {
+    async fn delete_whole(
+        &self,
+        key: &table::TaskKey,
+        task: &Arc<Task>,
+        operation: &crate::ops::Entry,
+    ) -> Result<Exit> {
         let _one = task.deleting.lock().await;
         if task.retiring.load(Ordering::SeqCst) {
             return self.table.take_buried(key).ok_or_else(|| Error::not_found("task", &key.1));

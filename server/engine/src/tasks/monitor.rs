@@ -39,7 +39,8 @@ impl Tasks {
         let (tasks, task, exec_id) = (self.clone(), Arc::clone(task), exec_id.to_owned());
         tokio::spawn(async move {
             let request = WaitRequest { id: task.shim.id().to_owned(), exec_id: exec_id.clone() };
-            let waited = task.shim.calls().wait(request).await;
+            let waiting = task.shim.calls().wait(request);
+            let Some(waited) = tasks.core.stop.run_until_cancelled(waiting).await else { return };
             match waited {
                 Ok(answer) => tasks.waited(&task, &exec_id, &entry, answer).await,
                 // An event, or the loss of the connection, tells; or the next who asks waits anew.

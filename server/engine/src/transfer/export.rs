@@ -168,7 +168,11 @@ impl Tar {
         while offset < size {
             let piece = reader.read_at(offset, CHUNK).await?;
             if piece.is_empty() {
-                return Err(Error::BadBlob { what: "blob", digest: digest.clone(), reason: "it is shorter than it was".into() });
+                return Err(Error::BadBlob {
+                    what: "blob",
+                    digest: digest.clone(),
+                    reason: "it is shorter than it was".into(),
+                });
             }
             offset += piece.len() as u64;
             self.write(&piece).await?;

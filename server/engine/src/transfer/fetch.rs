@@ -46,7 +46,13 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    async fn attempt(&self, reference: &str, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
+    async fn attempt(
+        &self,
+        reference: &str,
+        descriptor: &Descriptor,
+        labels: &Labels,
+        feed: Option<Feed>,
+    ) -> Result<()> {
         let opened = self.open(reference, descriptor).await;
         let writer = match opened {
             Err(error) if is_present(&error) => {
@@ -91,10 +97,16 @@ impl Fetch<'_> {
         Ok(writer)
     }
 
-    async fn write(&self, mut writer: Writer, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
+    async fn write(
+        &self,
+        mut writer: Writer,
+        descriptor: &Descriptor,
+        labels: &Labels,
+        feed: Option<Feed>,
+    ) -> Result<()> {
         let mut offset = writer.status().offset;
-        // Who comes late to a stream must read it from content.
-        let mut feed = feed.filter(|_| offset == 0);
+        // Where a part is here already, the whole is read from content afterwards.
+        let (mut feed, later) = if offset == 0 { (feed, None) } else { (None, feed) };
         let registry = &self.transfer.core.registry;
         let mut host = String::new();
         if offset < descriptor.size {
@@ -123,7 +135,7 @@ impl Fetch<'_> {
         if let Some(feed) = feed {
             feed.finish().await;
         }
-        Ok(())
+        self.feed_stored(descriptor, later).await
     }
 
     /// What is here already goes to who wants the bytes from where it is.

@@ -124,7 +124,8 @@ async fn read_files(t: &Transfer, scope: &Scope, archive: Box<dyn AsyncRead + Se
         let stream = Decompressor::detect(ahead).map_err(broken)?;
         let mut archive = tar::Archive::new(stream);
         let mut files = Files::default();
-        let ingest = Ingest { content: &content, scope: &scope, handle: &handle, prefix: format!("import-{}", unique()) };
+        let ingest =
+            Ingest { content: &content, scope: &scope, handle: &handle, prefix: format!("import-{}", unique()) };
         for entry in archive.entries().map_err(broken)? {
             let mut entry = entry.map_err(broken)?;
             ingest.entry(&mut entry, &mut files)?;
@@ -292,7 +293,8 @@ struct DockerEntry {
 
 /// Makes manifests and an index for an archive in Docker's form.
 async fn docker_index(t: &Transfer, scope: &Scope, files: &Files, compress: bool) -> Result<Descriptor> {
-    let unknown = || Error::invalid("archive", "neither an OCI layout nor Docker's form (no oci-layout, no manifest.json)");
+    let unknown =
+        || Error::invalid("archive", "neither an OCI layout nor Docker's form (no oci-layout, no manifest.json)");
     let (digest, _) = files.blob(Path::new("manifest.json")).ok_or_else(unknown)?;
     let text = t.content.read_all(scope, digest, MAX_SIZE).await?;
     let entries: Vec<DockerEntry> = manifest::parse("manifest.json", digest, &text)?;

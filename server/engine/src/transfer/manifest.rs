@@ -88,7 +88,9 @@ impl Document {
     pub(crate) fn children(&self) -> Vec<Descriptor> {
         match self {
             Document::Index(index) => index.manifests.clone(),
-            Document::Manifest(manifest) => std::iter::once(&manifest.config).chain(&manifest.layers).cloned().collect(),
+            Document::Manifest(manifest) => {
+                std::iter::once(&manifest.config).chain(&manifest.layers).cloned().collect()
+            }
         }
     }
 
@@ -224,7 +226,8 @@ mod tests {
             platform: platform.map(|p| p.parse().unwrap()),
             ..Descriptor::new(media_type::OCI_MANIFEST, digest(name), 1)
         };
-        let index = [entry("arm", Some("linux/arm64")), entry("amd", Some("linux/amd64")), entry("386", Some("linux/386"))];
+        let index =
+            [entry("arm", Some("linux/arm64")), entry("amd", Some("linux/amd64")), entry("386", Some("linux/386"))];
         let chosen = choose(&index, &["linux/amd64".parse().unwrap()], 1);
         assert_eq!(chosen, vec![index[1].clone()]);
         assert_eq!(choose(&index, &["linux/amd64".parse().unwrap()], 0).len(), 2);
@@ -237,7 +240,9 @@ mod tests {
         let child = format!(r#"{{"mediaType":"c","digest":"{}","size":2}}"#, digest("c"));
         let both = format!(r#"{{"config":{child},"layers":[],"manifests":[{child}]}}"#);
         let lying = format!(r#"{{"mediaType":"{}","config":{child},"layers":[]}}"#, media_type::DOCKER_MANIFEST);
-        for (kind, text) in [(media_type::OCI_MANIFEST, &both), (media_type::OCI_INDEX, &both), (media_type::OCI_MANIFEST, &lying)] {
+        for (kind, text) in
+            [(media_type::OCI_MANIFEST, &both), (media_type::OCI_INDEX, &both), (media_type::OCI_MANIFEST, &lying)]
+        {
             let descriptor = Descriptor::new(kind, digest("m"), 1);
             assert!(Document::parse(&descriptor, text.as_bytes()).is_err(), "{kind}: {text}");
         }

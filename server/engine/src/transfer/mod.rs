@@ -15,13 +15,13 @@ use gantry_types::{Descriptor, Labels, Platform, Reference, Scope};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::{Error, Result};
 use crate::content::Content;
 use crate::core::Core;
 use crate::images::{Image, Images};
 use crate::keyed::Keyed;
 use crate::leases::Leases;
 use crate::snapshots::Snapshots;
+use crate::{Error, Result};
 
 pub use gantry_registry::{Access, Ask, Credential, Credentials, CredentialsError, Scheme, Secret};
 
@@ -245,7 +245,13 @@ impl Transfer {
     ///
     /// # Errors
     /// `NotFound` for a blob that is not here.
-    pub async fn unpack(&self, scope: &Scope, image: &Image, unpack: &Unpack, progress: ProgressSink) -> Result<String> {
+    pub async fn unpack(
+        &self,
+        scope: &Scope,
+        image: &Image,
+        unpack: &Unpack,
+        progress: ProgressSink,
+    ) -> Result<String> {
         let (scope, cover) = self.leases.cover(scope, UNPACK_LEASE).await?;
         let top = unpack_stored(self, &scope, image, unpack, &progress).await;
         if let Some(cover) = cover {

@@ -158,16 +158,29 @@ impl One<'_> {
             stacks.push(stack);
         }
         let most = self.t.core.config.concurrent_downloads.max(1);
-        let fetches = layers.iter().zip(done).zip(coming).map(|((layer, done), coming)| self.layer(layer, done, coming));
+        let fetches =
+            layers.iter().zip(done).zip(coming).map(|((layer, done), coming)| self.layer(layer, done, coming));
         // Collected, for the compiler cannot see that the borrowed iterator is the same for every lifetime.
         let fetches: Vec<_> = fetches.collect();
         let fetching = futures::stream::iter(fetches).buffer_unordered(most).try_collect::<Vec<()>>();
-        let unpacking = try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.progress)));
-        let (_, tops) = race(fetching, unpacking).await?;
+        let unpacking =
+            try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.progress)));
+        let tops = match race(fetching, unpacking).await? {
+            Some(tops) => tops,
+            None => self.unpack_again(single, &unpacks).await?,
+        };
         for (unpack, top) in unpacks.iter().zip(tops) {
             self.t.mark_unpacked(self.scope, &single.manifest, single.config.as_ref(), unpack, &top).await?;
         }
         Ok(())
+    }
+
+    /// After a layer came whole only at the second try: unpacks from content.
+    async fn unpack_again(&self, single: &Single, unpacks: &[Unpack]) -> Result<Vec<gantry_types::Digest>> {
+        let stored = || single.manifest.layers.iter().map(|_| Source::Stored);
+        let stack = |unpack| self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, stored());
+        let stacks = unpacks.iter().map(stack).collect::<Result<Vec<_>>>()?;
+        try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.progress))).await
     }
 
     async fn layer(
@@ -245,26 +258,33 @@ impl One<'_> {
     }
 }
 
-/// Runs both to their end. Of two failures the one that is not a mere consequence of the other counts.
+/// Runs both to their end; gives what was unpacked, or none where the bytes came whole but the unpacker saw them break
+/// off. Of two failures the one that is not a mere consequence of the other counts.
 async fn race<A, B>(
     fetching: impl Future<Output = Result<A>>,
     unpacking: impl Future<Output = Result<B>>,
-) -> Result<(A, B)> {
+) -> Result<Option<B>> {
     tokio::pin!(fetching, unpacking);
     let mut unpacked = None;
-    let fetched = loop {
+    loop {
         tokio::select! {
-            fetched = &mut fetching => break fetched?,
+            fetched = &mut fetching => {
+                fetched?;
+                break;
+            }
             done = &mut unpacking, if unpacked.is_none() => match done {
                 Ok(done) => unpacked = Some(done),
-                Err(error) if is_consequence(&error) => break fetching.await.and(Err(error))?,
+                Err(error) if is_consequence(&error) => return fetching.await.map(|_| None),
                 Err(error) => return Err(error),
             },
         }
-    };
-    match unpacked {
-        Some(unpacked) => Ok((fetched, unpacked)),
-        None => Ok((fetched, unpacking.await?)),
+    }
+    if unpacked.is_some() {
+        return Ok(unpacked);
+    }
+    match unpacking.await {
+        Err(error) if is_consequence(&error) => Ok(None),
+        done => done.map(Some),
     }
 }
 
@@ -291,7 +311,8 @@ impl Transfer {
         unpack: &Unpack,
         sources: impl Iterator<Item = Source>,
     ) -> Result<Stack> {
-        let config = config.ok_or_else(|| bad(&manifest.config, "image", "no image configuration: nothing to unpack"))?;
+        let config =
+            config.ok_or_else(|| bad(&manifest.config, "image", "no image configuration: nothing to unpack"))?;
         let diff_ids = &config.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             return Err(bad(&manifest.config, "image configuration", "does not name as many layers as the manifest"));
@@ -317,7 +338,9 @@ impl Transfer {
         let key = format!("{}{}", labels::GC_REF_SNAPSHOT, unpack.snapshotter);
         self.label(scope, &manifest.config, key, top.to_string()).await?;
         let diff_ids = config.iter().flat_map(|config| &config.rootfs.diff_ids);
-        for (layer, diff_id) in manifest.layers.iter().zip(diff_ids).filter(|(layer, diff_id)| layer.digest != **diff_id) {
+        for (layer, diff_id) in
+            manifest.layers.iter().zip(diff_ids).filter(|(layer, diff_id)| layer.digest != **diff_id)
+        {
             self.label(scope, layer, labels::UNCOMPRESSED.to_owned(), diff_id.to_string()).await?;
         }
         Ok(())
@@ -330,7 +353,13 @@ impl Transfer {
     }
 
     /// Enters an image, or changes what its name stands for.
-    pub(super) async fn name_image(&self, scope: &Scope, name: &str, target: &Descriptor, labels: &Labels) -> Result<Image> {
+    pub(super) async fn name_image(
+        &self,
+        scope: &Scope,
+        name: &str,
+        target: &Descriptor,
+        labels: &Labels,
+    ) -> Result<Image> {
         let image = new_image(name, target.clone(), labels.clone());
         match self.images.create(scope, image.clone()).await {
             Err(error) if is_present(&error) => {

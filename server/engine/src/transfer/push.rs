@@ -48,7 +48,14 @@ struct Plan {
 }
 
 impl Plan {
-    async fn collect(&mut self, t: &Transfer, scope: &Scope, target: &Descriptor, push: &Push, depth: usize) -> Result<()> {
+    async fn collect(
+        &mut self,
+        t: &Transfer,
+        scope: &Scope,
+        target: &Descriptor,
+        push: &Push,
+        depth: usize,
+    ) -> Result<()> {
         if !self.seen.insert(target.digest.clone()) {
             return Ok(());
         }

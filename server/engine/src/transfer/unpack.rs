@@ -48,7 +48,8 @@ impl Transfer {
         let top = chain.last().cloned().ok_or_else(|| Error::invalid("image", "has no layers to unpack"))?;
         let mut parent = String::new();
         for (layer, chain_id) in stack.layers.into_iter().zip(&chain) {
-            let one = One { transfer: self, scope, snapshotter: &stack.snapshotter, chain_id, parent: &parent, progress };
+            let one =
+                One { transfer: self, scope, snapshotter: &stack.snapshotter, chain_id, parent: &parent, progress };
             one.unpack(layer).await?;
             parent = chain_id.to_string();
         }
@@ -114,7 +115,8 @@ impl One<'_> {
             prepared => prepared?,
         };
         let mut half_done = HalfDone { one: self, key: Some(key.clone()) };
-        let unpacked = self.fill(descriptor, mounts, source).await.and_then(|applied| self.check(descriptor, diff_id, applied));
+        let unpacked =
+            self.fill(descriptor, mounts, source).await.and_then(|applied| self.check(descriptor, diff_id, applied));
         let committed = match unpacked {
             Ok(()) => self.commit(&key).await,
             Err(error) => Err(error),

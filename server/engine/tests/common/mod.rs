@@ -61,11 +61,14 @@ impl Host {
     /// A file of the image's root file system, looked for in its layers from the top.
     pub async fn file(&self, chain_top: &str, path: &str) -> Option<Vec<u8>> {
         let key = format!("look-{}", path.replace('/', "-"));
-        let mounts = self.engine.snapshots.view(&self.scope, "", &key, chain_top, Default::default()).await.unwrap();
+        let lease = self.engine.leases.create(&self.scope, None, Default::default()).await.unwrap();
+        let scope = &Scope { lease: Some(lease.id.parse().unwrap()), ..self.scope.clone() };
+        let mounts = self.engine.snapshots.view(scope, "", &key, chain_top, Default::default()).await.unwrap();
         let tree = gantry_mount::Tree::new(&mounts).unwrap();
         let bytes = std::fs::read(tree.path().join(path)).ok();
         drop(tree);
-        self.engine.snapshots.remove(&self.scope, "", &key).await.unwrap();
+        self.engine.snapshots.remove(scope, "", &key).await.unwrap();
+        self.engine.leases.delete(&self.scope, &lease.id, false).await.unwrap();
         bytes
     }
 }
