@@ -37,14 +37,11 @@ fn open(root: &Path) -> Arc<dyn Snapshotter> {
     let _ = std::fs::remove_file(&socket);
     let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let overlay = Arc::new(Overlay::open(root, OverlayConfig::default()).unwrap());
-    let listener = {
-        let _inside = server.enter();
-        tokio::net::UnixListener::bind(&socket).unwrap()
-    };
-    server.spawn(serve::serve(listener, overlay));
-    let _inside = server.enter();
+    let inside = server.enter();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     let remote = Remote::new(&config(&socket)).unwrap();
-    drop(_inside);
+    server.spawn(serve::serve(listener, overlay));
+    drop(inside);
     Arc::new(Pair { remote, server: Some(server) })
 }
 
