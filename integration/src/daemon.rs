@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{Lab, our_binary, peer_binary};
+use crate::lab::{Lab, our_binary, peer_binary, source_root};
 use crate::{Outcome, census};
 
 /// How long a daemon may take to answer after its start, and to end after SIGTERM.
@@ -61,7 +61,10 @@ impl Daemon {
                 ["containerd", "containerd-shim-runc-v2", "runc"].map(peer_binary).into_iter().for_each(link);
             }
         }
+        // The Go shim finds runc there.
         let mut path = bin.into_os_string();
+        path.push(":");
+        path.push(source_root().join("integration/tools/bin"));
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
         let config = (!config.is_empty()).then(|| {

@@ -234,8 +234,7 @@ fn runc_runs_the_container_where_it_is_named() {
 fn containerds_own_shim_works_under_our_daemon() {
     let w = world();
     let shim = gantry_integration::lab::peer_binary("containerd-shim-runc-v2");
-    let runc = gantry_integration::lab::peer_binary("runc");
-    let flags = ["--rm", "--runtime", &shim.to_string_lossy(), "--runc-binary", &runc.to_string_lossy()];
+    let flags = ["--rm", "--runtime", &shim.to_string_lossy()];
     let out = w.run(&w.lab.id("goshim"), &flags, &["/bin/sh", "-c", "echo by the Go shim; exit 6"]);
     assert_eq!((out.code, out.stdout.as_str()), (6, "by the Go shim\n"), "{out}");
     w.finish();

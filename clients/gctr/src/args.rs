@@ -42,7 +42,7 @@ pub enum Command {
         #[arg(short, long, default_value = "SIGTERM")]
         signal: String,
         /// To all processes of the container, not just its first.
-        #[arg(short, long)]
+        #[arg(long)]
         all: bool,
     },
     /// Remove containers.

@@ -23,3 +23,13 @@ async fn main() -> ExitCode {
         Err(error) => error::report(&error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn no_two_flags_of_a_command_are_the_same() {
+        crate::args::Args::command().debug_assert();
+    }
+}

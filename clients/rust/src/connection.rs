@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use gantry_api::pb::containerd::services;
-use gantry_types::{Id, Namespace};
+use gantry_types::Namespace;
 use hyper_util::rt::TokioIo;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
@@ -31,14 +31,13 @@ pub type Scoped = InterceptedService<Channel, Scope>;
 #[derive(Clone, Debug)]
 pub struct Scope {
     namespace: Namespace,
-    lease: Option<Id>,
+    lease: Option<String>,
 }
 
 impl Interceptor for Scope {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
-        let ascii = |id: &Id| {
-            AsciiMetadataValue::try_from(id.as_str()).map_err(|e| tonic::Status::invalid_argument(e.to_string()))
-        };
+        let ascii =
+            |id: &str| AsciiMetadataValue::try_from(id).map_err(|e| tonic::Status::invalid_argument(e.to_string()));
         let metadata = request.metadata_mut();
         metadata.insert("containerd-namespace", ascii(&self.namespace)?);
         if let Some(lease) = &self.lease {
@@ -112,7 +111,7 @@ impl Client {
 
     /// The same connection, with all it makes kept alive by `lease`.
     #[must_use]
-    pub fn under_lease(&self, lease: Id) -> Client {
+    pub fn under_lease(&self, lease: String) -> Client {
         let scope = Scope { namespace: self.scope.namespace.clone(), lease: Some(lease) };
         Client { channel: self.channel.clone(), scope }
     }

@@ -6,8 +6,8 @@ use gantry_api::pb::containerd::services::containers::v1 as wire;
 use gantry_api::pb::containerd::services::leases::v1 as leases;
 use gantry_api::pb::containerd::services::snapshots::v1 as snapshots;
 use gantry_spec::oci_spec::runtime::Spec;
+use gantry_types::HasKind;
 use gantry_types::labels::GC_EXPIRE;
-use gantry_types::{HasKind, Id};
 
 use crate::error::Asked;
 use crate::{Client, Error, Image};
@@ -137,16 +137,16 @@ impl Client {
     }
 
     /// Takes a lease that ends by itself after a day, should the caller die.
-    async fn lease(&self, name: &str) -> Result<Id, Error> {
+    async fn lease(&self, name: &str) -> Result<String, Error> {
         let id: String = format!("{name}-{}", std::process::id());
         let expire = std::time::SystemTime::now() + std::time::Duration::from_secs(24 * 3600);
         let labels = BTreeMap::from([(GC_EXPIRE.to_owned(), rfc3339(expire))]);
         let request = leases::CreateRequest { id: id.clone(), labels };
         self.leases().create(request).await.asked(|| format!("take lease {id}"))?;
-        id.parse().map_err(|e| Error::malformed("lease", e))
+        Ok(id)
     }
 
-    async fn release(&self, lease: &Id) -> Result<(), Error> {
+    async fn release(&self, lease: &str) -> Result<(), Error> {
         let request = leases::DeleteRequest { id: lease.to_string(), sync: false };
         self.leases().delete(request).await.asked(|| format!("release lease {lease}")).map(|_| ())
     }

@@ -52,7 +52,7 @@ impl fmt::Display for Stage {
 #[non_exhaustive]
 pub enum Reason {
     /// The registry answered with a status that says no.
-    #[error("status {status}{}", said(body))]
+    #[error("status {status}{}{}", meaning(*status), said(body))]
     Status {
         /// HTTP status.
         status: u16,
@@ -144,6 +144,17 @@ pub enum Reason {
     /// The bytes to push could not be read.
     #[error("cannot read what is to be pushed: {0}")]
     Source(std::io::Error),
+}
+
+/// The word that clients know for a status.
+fn meaning(status: u16) -> &'static str {
+    match status {
+        401 => ": unauthorized",
+        403 => ": forbidden",
+        404 => ": not found",
+        429 => ": too many requests",
+        _ => "",
+    }
 }
 
 fn said(body: &str) -> String {
