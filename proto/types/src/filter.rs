@@ -215,7 +215,10 @@ impl Parser<'_> {
             Some('t') => b'\t',
             Some('v') => 0x0b,
             Some('\\') => b'\\',
-            Some(c) if c == quote => return Ok(push(c, bytes)),
+            Some(c) if c == quote => {
+                push(c, bytes);
+                return Ok(());
+            }
             Some('x') => u8::try_from(self.digits(2, 16)?).map_err(|_| "illegal escape sequence")?,
             Some('u') => return scalar(self.digits(4, 16)?, bytes),
             Some('U') => return scalar(self.digits(8, 16)?, bytes),

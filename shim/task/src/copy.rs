@@ -1,8 +1,11 @@
 //! Moves bytes from one descriptor to another without ever blocking: spliced within the kernel where it can be.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
@@ -18,6 +21,9 @@ const BUDGET: usize = 256 << 10;
 const CHUNK: usize = 64 << 10;
 /// Size of the buffer for what cannot be spliced.
 const SCRATCH: usize = 8 << 10;
+
+/// How often to look whether a reader came to a fifo whose writer has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What becomes of bytes the sink refuses for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +60,17 @@ struct Copier {
 pub struct Copiers {
     poller: Rc<Poller>,
     by_number: BTreeMap<u32, Copier>,
+    /// Fifos whose writer has ended before anybody read: closing them now would lose the bytes, and let a reader wait
+    /// for ever for a writer.
+    unread: BTreeMap<u32, OwnedFd>,
+    look_at: Option<Instant>,
     next: u32,
 }
 
 impl Copiers {
     /// None yet.
     pub fn new(poller: Rc<Poller>) -> Copiers {
-        Copiers { poller, by_number: BTreeMap::new(), next: 0 }
+        Copiers { poller, by_number: BTreeMap::new(), unread: BTreeMap::new(), look_at: None, next: 0 }
     }
 
     /// Starts copying; both descriptors must not block. No sink throws the bytes away.
@@ -91,7 +101,7 @@ impl Copiers {
             return;
         }
         match turn {
-            Turn::Done => self.drop(number),
+            Turn::Done => self.ended(number),
             wanted => self.wait_for(number, wanted),
         }
     }
@@ -117,13 +127,40 @@ impl Copiers {
 
     /// Ends a copier at once.
     pub fn drop(&mut self, number: u32) {
-        if let Some(copier) = self.by_number.remove(&number) {
-            // Closing is not enough: another process may hold the same open file.
-            self.poller.remove(copier.source.as_fd());
-            if let Some(sink) = &copier.sink {
-                self.poller.remove(sink.as_fd());
-            }
+        self.unread.remove(&number);
+        self.take(number);
+    }
+
+    /// When to call [`Copiers::tick`].
+    pub fn deadline(&self) -> Option<Instant> {
+        self.look_at
+    }
+
+    /// Closes the fifos that have found a reader.
+    pub fn tick(&mut self, now: Instant) {
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.unread.retain(|_, fifo| !has_reader(fifo));
+            self.look_at = (!self.unread.is_empty()).then(|| now + LOOK);
         }
+    }
+
+    /// The source is at its end.
+    fn ended(&mut self, number: u32) {
+        let Some(sink) = self.take(number).and_then(|copier| copier.sink) else { return };
+        if let Some(fifo) = writing_end(sink).filter(|fifo| !has_reader(fifo)) {
+            self.unread.insert(number, fifo);
+            self.look_at.get_or_insert_with(|| Instant::now() + LOOK);
+        }
+    }
+
+    fn take(&mut self, number: u32) -> Option<Copier> {
+        let copier = self.by_number.remove(&number)?;
+        // Closing is not enough: another process may hold the same open file.
+        self.poller.remove(copier.source.as_fd());
+        if let Some(sink) = &copier.sink {
+            self.poller.remove(sink.as_fd());
+        }
+        Some(copier)
     }
 
     /// Level-triggered descriptors that nobody waits for must not stay registered: a closed peer would wake us for ever.
@@ -243,4 +280,21 @@ impl Copier {
         let ready = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0);
         ready && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
     }
+}
+
+/// Gives up the reading half of a fifo held by both ends; none for anything else.
+fn writing_end(sink: OwnedFd) -> Option<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", sink.as_raw_fd());
+    if !std::fs::metadata(&path).ok()?.file_type().is_fifo() {
+        return None;
+    }
+    let fifo = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    Some(fifo.into())
+}
+
+/// A fifo's writing end is in error while nobody holds the other one.
+fn has_reader(fifo: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fifo.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    !fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }

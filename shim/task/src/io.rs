@@ -420,6 +420,27 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_comes_after_the_end_still_gets_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let streams = Streams { stdout: out.display().to_string(), ..Streams::default() };
+        let (poller, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let writer = prepared.child()[1].unwrap().try_clone_to_owned().unwrap();
+        let attached = prepared.attach(None, &mut copiers).unwrap();
+        std::fs::File::from(writer).write_all(b"early").unwrap();
+        let output = attached.outputs[0];
+        run(&poller, &mut copiers, |copiers| !copiers.is_open(output));
+        let reading = std::thread::spawn(move || std::fs::read_to_string(out).unwrap());
+        let end = Instant::now() + Duration::from_secs(5);
+        while !reading.is_finished() && Instant::now() < end {
+            copiers.tick(Instant::now());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(copiers.deadline(), None, "nothing is watched any more");
+        assert_eq!(reading.join().unwrap(), "early");
+    }
+
+    #[test]
     fn closing_stdin_delivers_what_was_written_before() {
         let dir = tempfile::tempdir().unwrap();
         let stdin = dir.path().join("in");

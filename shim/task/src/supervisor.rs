@@ -395,12 +395,14 @@ impl Supervisor {
 
     /// When to call [`Supervisor::tick`].
     pub fn deadline(&self) -> Option<Instant> {
-        self.loggers.values().flatten().chain(self.publisher.deadline().iter()).min().copied()
+        let others = [self.publisher.deadline(), self.copiers.deadline()];
+        self.loggers.values().copied().chain(others).flatten().min()
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) {
         self.publisher.tick(now);
+        self.copiers.tick(now);
         for (&pid, deadline) in &mut self.loggers {
             if deadline.is_some_and(|deadline| deadline <= now) {
                 Logger { pid }.signal(Signal::SIGKILL);

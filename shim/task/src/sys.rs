@@ -65,6 +65,9 @@ fn prepare(fds: &[RawFd]) -> io::Result<()> {
         // SAFETY: duplicates onto a number that this child does not use otherwise; dup2 clears close-on-exec.
         check(unsafe { libc::dup2(fd, target) })?;
     }
+    // Whatever else the daemon left open is none of ours; a kernel without the call leaves it so.
+    // SAFETY: marks descriptors of this child; takes numbers only.
+    unsafe { libc::syscall(libc::SYS_close_range, first_free, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Ok(())
 }
 

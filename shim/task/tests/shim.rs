@@ -130,6 +130,7 @@ async fn a_process_can_be_executed_listed_and_killed(kind: Kind) {
 
 async fn stdin_is_closed_after_what_was_sent(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let (input, out) = (world.fifo("in"), world.fifo("out"));
     let container = world.shim("c", world.bundle("c", &["/bin/cat"], |_| {})).await;
     let created = container.create(&world, |request| {
@@ -151,6 +152,7 @@ async fn stdin_is_closed_after_what_was_sent(kind: Kind) {
 
 async fn a_terminal_has_the_size_it_is_given(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let (input, out) = (world.fifo("in"), world.fifo("out"));
     let script = "read line; stty size; echo got $line; test -t 2 && echo tty";
     let bundle = world.bundle("c", &["/bin/sh", "-c", script], |config| config["process"]["terminal"] = json!(true));
@@ -175,6 +177,7 @@ async fn a_terminal_has_the_size_it_is_given(kind: Kind) {
 
 async fn a_killed_shim_is_cleared_up_after(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let container = world.created("c", &["/bin/sh", "-c", "sleep 1000 & sleep 1000"]).await;
     let init = container.start("").await.unwrap();
     let shim = container.shim_pid().await;
@@ -207,6 +210,7 @@ async fn events_wait_for_a_daemon_that_is_away(kind: Kind) {
 
 async fn what_makes_no_sense_is_refused_with_the_code_clients_expect(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let container = world.shim("c", world.bundle("c", &["/bin/sleep", "1000"], |_| {})).await;
     let kind_of = |result: Result<(), gantry_ttrpc::Status>| result.unwrap_err().kind;
     assert_eq!(kind_of(container.start("").await.map(drop)), ErrorKind::NotFound);
@@ -281,6 +285,7 @@ async fn a_container_that_was_never_started_can_be_deleted(kind: Kind) {
 
 async fn a_program_that_is_not_there_is_named(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let container = world.shim("c", world.bundle("c", &["nosuchthing"], |_| {})).await;
     let failed = match container.create(&world, |_| {}).await {
         Err(failed) => failed,
@@ -310,6 +315,7 @@ async fn a_program_that_is_not_there_is_named(kind: Kind) {
 
 async fn many_executions_leave_nothing(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let container = world.created("c", &["/bin/sleep", "1000"]).await;
     container.start("").await.unwrap();
     let shim = container.shim_pid().await;
@@ -339,6 +345,7 @@ async fn many_executions_leave_nothing(kind: Kind) {
 
 async fn containers_of_one_group_share_a_shim(kind: Kind) {
     let world = World::new(kind);
+    let _events = world.events();
     let group = |config: &mut serde_json::Value| config["annotations"] = json!({"io.containerd.runc.v2.group": "pod"});
     let first = world.shim("a", world.bundle("a", &["/bin/sleep", "1000"], group)).await;
     let second = world.shim("b", world.bundle("b", &["/bin/sleep", "1000"], group)).await;
