@@ -14,6 +14,7 @@ mod container;
 mod create;
 mod error;
 mod exec;
+mod features;
 mod hooks;
 mod init;
 mod namespaces;
@@ -29,5 +30,6 @@ mod sys;
 
 pub use container::{CgroupDriver, Child, Container, CreateOptions, ExecOptions, Gate, OomWatch, Status, Stdio};
 pub use error::{Error, Result};
+pub use features::features;
 pub use spec::{Process, Resources, Spec, State};
 pub use stats::Stats;

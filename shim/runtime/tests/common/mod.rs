@@ -1,6 +1,7 @@
 //! Bundles of busybox for tests as root. Every container lives in cgroups below `/gantry-test-PID`, removed afterwards.
 #![allow(dead_code)]
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,36 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 /// One test at a time: a forked init holds copies of the descriptors that other threads have open.
 static SERIAL: Mutex<()> = Mutex::new(());
 
+thread_local! {
+    static HELD: RefCell<(u32, Option<MutexGuard<'static, ()>>)> = const { RefCell::new((0, None)) };
+}
+
+/// This test's turn, held by each of its bundles.
+struct Turn;
+
+impl Turn {
+    fn take() -> Turn {
+        HELD.with_borrow_mut(|(count, guard)| {
+            if *count == 0 {
+                *guard = Some(SERIAL.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            *count += 1;
+        });
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        HELD.with_borrow_mut(|(count, guard)| {
+            *count -= 1;
+            if *count == 0 {
+                *guard = None;
+            }
+        });
+    }
+}
+
 /// The parent cgroup of every container of this run.
 pub fn cgroup_parent() -> String {
     format!("gantry-test-{}", std::process::id())
@@ -24,17 +55,17 @@ pub struct Bundle {
     pub config: Value,
     pub id: String,
     pub directory: tempfile::TempDir,
-    _serial: MutexGuard<'static, ()>,
+    _serial: Turn,
 }
 
 impl Bundle {
     /// A bundle with the configuration `ctr run` makes, running `args`.
     pub fn new(args: &[&str]) -> Bundle {
-        let serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
+        let serial = Turn::take();
         let directory = tempfile::tempdir().unwrap();
         let id = format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let root = directory.path().join("rootfs");
-        for sub in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
+        for sub in ["bin", "etc", "proc", "sys", "dev", "tmp", "run"] {
             std::fs::create_dir_all(root.join(sub)).unwrap();
         }
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
