@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use gantry_types::{Filter, Labels, Scope};
 
+use crate::Result;
 use crate::core::{Core, select};
 use crate::gc::Gc;
-use crate::{Error, Result};
 
 pub use gantry_metadata::{Lease, Resource};
 

@@ -15,7 +15,7 @@ pub(crate) struct Place {
     whiteouts: Whiteouts,
     parents: Vec<PathBuf>,
     /// Where it took a mount; nothing shows it elsewhere, and it goes with this.
-    tree: Option<Tree>,
+    _tree: Option<Tree>,
 }
 
 impl Place {
@@ -39,12 +39,12 @@ impl Place {
             directory: PathBuf::from(upper),
             whiteouts: Whiteouts::Overlay,
             parents: split_lower(lower),
-            tree: None,
+            _tree: None,
         }
     }
 
     fn plain(directory: PathBuf, tree: Option<Tree>) -> Place {
-        Place { directory, whiteouts: Whiteouts::Remove, parents: Vec::new(), tree }
+        Place { directory, whiteouts: Whiteouts::Remove, parents: Vec::new(), _tree: tree }
     }
 
     /// The directory.
@@ -55,12 +55,6 @@ impl Place {
     /// `options` as this directory needs them.
     pub(crate) fn options(&self, options: Options) -> Options {
         Options { whiteouts: self.whiteouts, parents: self.parents.clone(), ..options }
-    }
-
-    /// Whether it took a mount.
-    #[cfg(test)]
-    pub(crate) fn is_mounted(&self) -> bool {
-        self.tree.is_some()
     }
 }
 
@@ -107,7 +101,6 @@ mod tests {
         assert_eq!(place.directory(), Path::new("/u"));
         assert_eq!(place.parents, [PathBuf::from("/a:b"), PathBuf::from("/c")]);
         assert_eq!(place.whiteouts, Whiteouts::Overlay);
-        assert!(!place.is_mounted());
     }
 
     #[test]

@@ -170,7 +170,7 @@ async fn progress_names_every_blob_and_ends_with_the_image() {
             assert!(events.contains(&(event.into(), format!("layer-{layer}"))), "{event} of {layer} in {events:?}");
         }
     }
-    assert_eq!(events.last().unwrap().0, "Completed pull");
+    assert_eq!(events.last().unwrap().0, format!("Completed pull from OCI Registry ({reference})"));
 }
 
 /// Pulls under a fault, checks the error and that nothing stays, then that the next pull works.

@@ -72,7 +72,7 @@ async fn what_a_lease_keeps_goes_with_it() {
     let host = Host::new().await;
     let (engine, scope) = (&host.engine, &host.scope);
     let lease = engine.leases.create(scope, Some("keeper"), Labels::new()).await.unwrap();
-    let leased = Scope { lease: Some(lease.id.parse().unwrap()), ..scope.clone() };
+    let leased = Scope { lease: Some(lease.id.clone()), ..scope.clone() };
     let digest = Digest::of(b"kept");
     engine.content.write_all(&leased, &digest, Bytes::from_static(b"kept"), Labels::new()).await.unwrap();
     engine.snapshots.prepare(&leased, "", "k", "", Labels::new()).await.unwrap();
@@ -108,7 +108,7 @@ async fn a_blob_another_namespace_has_needs_not_be_written_again() {
     let digest = Digest::of(b"shared");
     for scope in [&host.scope, &other] {
         let lease = host.engine.leases.create(scope, Some("l"), Labels::new()).await.unwrap();
-        let leased = Scope { lease: Some(lease.id.parse().unwrap()), ..scope.clone() };
+        let leased = Scope { lease: Some(lease.id.clone()), ..scope.clone() };
         let writer = host.engine.content.writer(&leased, "r", Some(6), Some(&digest)).await.unwrap();
         let mut writer = writer;
         if writer.status().offset == 0 {
@@ -163,7 +163,7 @@ async fn a_layer_made_from_a_snapshot_applies_to_the_same_tree() {
     let host = Host::new().await;
     let engine = &host.engine;
     let lease = engine.leases.create(&host.scope, None, Labels::new()).await.unwrap();
-    let scope = &Scope { lease: Some(lease.id.parse().unwrap()), ..host.scope.clone() };
+    let scope = &Scope { lease: Some(lease.id.clone()), ..host.scope.clone() };
     let mounts = engine.snapshots.prepare(scope, "", "right", "", Labels::new()).await.unwrap();
     let tree = gantry_mount::Tree::new(&mounts).unwrap();
     std::fs::write(tree.path().join("file"), "content").unwrap();

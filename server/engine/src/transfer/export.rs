@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::manifest::{self, Document, MAX_DEPTH};
+use super::report::Report;
 use super::{Export, ProgressSink, Transfer, names};
 use crate::content::CHUNK;
 use crate::images::Image;
@@ -29,6 +30,8 @@ pub(super) async fn export(
     for image in &images {
         plan.add(t, scope, image, &export).await?;
     }
+    let report = Report::new(progress);
+    report.title("Exporting");
     let mut tar = Tar { out: archive };
     tar.document("oci-layout", &json!({"imageLayoutVersion": "1.0.0"})).await?;
     let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": plan.top});
@@ -41,9 +44,11 @@ pub(super) async fn export(
         tar.directory(&format!("blobs/{algorithm}/")).await?;
     }
     for digest in &plan.blobs {
-        tar.blob(t, scope, digest, &progress).await?;
+        tar.blob(t, scope, digest).await?;
     }
-    tar.finish().await
+    tar.finish().await?;
+    report.title("Completed export");
+    Ok(())
 }
 
 async fn chosen_images(t: &Transfer, scope: &Scope, export: &Export) -> Result<Vec<Image>> {
@@ -160,7 +165,7 @@ impl Tar {
         self.header(name, 0, tar::EntryType::Directory).await
     }
 
-    async fn blob(&mut self, t: &Transfer, scope: &Scope, digest: &Digest, progress: &ProgressSink) -> Result<()> {
+    async fn blob(&mut self, t: &Transfer, scope: &Scope, digest: &Digest) -> Result<()> {
         let reader = t.content.reader(scope, digest).await?;
         let size = reader.size();
         self.header(&blob_path(digest), size, tar::EntryType::Regular).await?;
@@ -177,14 +182,6 @@ impl Tar {
             offset += piece.len() as u64;
             self.write(&piece).await?;
         }
-        progress.tell(super::Progress {
-            event: "exported".into(),
-            name: digest.to_string(),
-            parents: Vec::new(),
-            progress: i64::try_from(size).unwrap_or(i64::MAX),
-            total: i64::try_from(size).unwrap_or(i64::MAX),
-            descriptor: None,
-        });
         self.pad(size).await
     }
 

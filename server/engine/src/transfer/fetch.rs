@@ -7,7 +7,8 @@ use futures::StreamExt;
 use gantry_registry::{Access, Registry};
 use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Reference, Scope};
 
-use super::{Progress, ProgressSink, Transfer};
+use super::Transfer;
+use super::report::{Report, name_of};
 use crate::content::{Writer, is_present};
 use crate::stream::Feed;
 use crate::{Error, Result};
@@ -23,14 +24,14 @@ pub(super) struct Fetch<'a> {
     pub(super) scope: &'a Scope,
     pub(super) reference: &'a Reference,
     pub(super) access: &'a Access,
-    pub(super) progress: &'a ProgressSink,
+    pub(super) report: &'a Report,
 }
 
 impl Fetch<'_> {
     /// Brings a blob into content, with `labels`. With a feed its bytes go there on the way; one that gets less than
     /// all of the right bytes sees its stream broken.
     pub(super) async fn blob(&self, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
-        self.tell("waiting", descriptor, 0);
+        self.report.blob("waiting", descriptor, 0);
         let _one = self.transfer.fetching.lock(descriptor.digest.as_str()).await;
         let reference = ingest(descriptor);
         let mut feed = feed;
@@ -56,7 +57,7 @@ impl Fetch<'_> {
         let opened = self.open(reference, descriptor).await;
         let writer = match opened {
             Err(error) if is_present(&error) => {
-                self.tell("already exists", descriptor, descriptor.size);
+                self.report.blob("already exists", descriptor, descriptor.size);
                 self.add_source(descriptor, labels).await?;
                 return self.feed_stored(descriptor, feed).await;
             }
@@ -65,7 +66,7 @@ impl Fetch<'_> {
         let fetched = self.write(writer, descriptor, labels, feed).await;
         match fetched {
             Ok(()) => {
-                self.tell("complete", descriptor, descriptor.size);
+                self.report.blob("complete", descriptor, descriptor.size);
                 Ok(())
             }
             Err(error) => {
@@ -118,7 +119,7 @@ impl Fetch<'_> {
                 offset = writer.write(offset, piece.clone()).await?;
                 pass_on(&mut feed, piece).await;
                 if reported.elapsed() >= REPORT_EVERY {
-                    self.tell("downloading", descriptor, offset);
+                    self.report.blob("downloading", descriptor, offset);
                     reported = Instant::now();
                 }
             }
@@ -154,22 +155,11 @@ impl Fetch<'_> {
         }
         Ok(())
     }
-
-    fn tell(&self, event: &str, descriptor: &Descriptor, progress: u64) {
-        self.progress.tell(Progress {
-            event: event.to_owned(),
-            name: super::name_of(descriptor),
-            parents: Vec::new(),
-            progress: super::signed(progress),
-            total: super::signed(descriptor.size),
-            descriptor: Some(descriptor.clone()),
-        });
-    }
 }
 
 /// Name of a blob's ingest.
 pub(super) fn ingest(descriptor: &Descriptor) -> String {
-    super::name_of(descriptor)
+    name_of(descriptor)
 }
 
 /// Who stopped reading is not fed any more; that it did is its own affair to tell.

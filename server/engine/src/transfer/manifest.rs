@@ -25,9 +25,6 @@ pub(crate) struct Manifest {
     /// The layers, lowest first.
     #[serde(default)]
     pub(crate) layers: Vec<Descriptor>,
-    /// What it refers to.
-    #[serde(default)]
-    pub(crate) subject: Option<Descriptor>,
 }
 
 /// An index or manifest list.

@@ -7,6 +7,7 @@ mod manifest;
 mod names;
 mod pull;
 mod push;
+mod report;
 mod unpack;
 
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::keyed::Keyed;
 use crate::leases::Leases;
 use crate::snapshots::Snapshots;
 use crate::{Error, Result};
+
+use report::Report;
 
 pub use gantry_registry::{Access, Ask, Credential, Credentials, CredentialsError, Scheme, Secret};
 
@@ -40,7 +43,7 @@ pub struct Transfer {
 }
 
 /// How far something is. The names and forms are those the transfer service streams.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     /// `Resolving from …`, `waiting`, `downloading`, `complete`, `extracting`, `extracted`, `saved`, `uploading`, …
     pub event: String,
@@ -253,7 +256,7 @@ impl Transfer {
         progress: ProgressSink,
     ) -> Result<String> {
         let (scope, cover) = self.leases.cover(scope, UNPACK_LEASE).await?;
-        let top = unpack_stored(self, &scope, image, unpack, &progress).await;
+        let top = unpack_stored(self, &scope, image, unpack, &Report::new(progress)).await;
         if let Some(cover) = cover {
             cover.end().await;
         }
@@ -279,19 +282,14 @@ impl Transfer {
 const UNPACK_LEASE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 /// Unpacks the image of `unpack`'s platform from content.
-async fn unpack_stored(
-    t: &Transfer,
-    scope: &Scope,
-    image: &Image,
-    unpack: &Unpack,
-    progress: &ProgressSink,
-) -> Result<String> {
+async fn unpack_stored(t: &Transfer, scope: &Scope, image: &Image, unpack: &Unpack, report: &Report) -> Result<String> {
     let unpack = Unpack { snapshotter: or_default(t, &unpack.snapshotter), ..unpack.clone() };
     let manifest = find_manifest(t, scope, &image.target, &unpack.platform).await?;
     let config = manifest::read_config(&t.content, scope, &manifest.config).await?;
+    manifest.layers.iter().for_each(|layer| report.belongs(layer, report::name_of(&image.target)));
     let sources = manifest.layers.iter().map(|_| unpack::Source::Stored);
     let stack = t.stack_of(&manifest, Some(&config), &unpack, sources)?;
-    let top = t.unpack_stack(scope, stack, progress).await?;
+    let top = t.unpack_stack(scope, stack, report).await?;
     t.mark_unpacked(scope, &manifest, Some(&config), &unpack, &top).await?;
     Ok(top.to_string())
 }
@@ -315,24 +313,6 @@ pub(crate) async fn find_manifest(
         }
     }
     Err(missing())
-}
-
-/// `index-sha256:…`, `manifest-…`, `config-…`, `layer-…`: the name of a blob in progress and of its ingest.
-pub(crate) fn name_of(descriptor: &Descriptor) -> String {
-    let media_type = descriptor.media_type.as_str();
-    let kind = match media_type {
-        _ if gantry_types::media_type::is_index(media_type) => "index",
-        _ if gantry_types::media_type::is_manifest(media_type) => "manifest",
-        _ if gantry_types::media_type::is_config(media_type) => "config",
-        _ if gantry_types::media_type::layer_compression(media_type).is_some() => "layer",
-        _ => "unknown",
-    };
-    format!("{kind}-{}", descriptor.digest)
-}
-
-/// A size as progress carries it.
-pub(crate) fn signed(size: u64) -> i64 {
-    i64::try_from(size).unwrap_or(i64::MAX)
 }
 
 fn or_default(t: &Transfer, snapshotter: &str) -> String {

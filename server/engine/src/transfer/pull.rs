@@ -10,8 +10,9 @@ use tokio::sync::{oneshot, watch};
 
 use super::fetch::{Fetch, ingest};
 use super::manifest::{self, Document, ImageConfig, MAX_DEPTH, Manifest};
+use super::report::{Report, name_of};
 use super::unpack::{Layer, Source, Stack};
-use super::{Progress, ProgressSink, Pull, Transfer, Unpack};
+use super::{ProgressSink, Pull, Transfer, Unpack};
 use crate::content::is_present;
 use crate::images::Image;
 use crate::ops::Entry;
@@ -24,7 +25,8 @@ const LEASE: Duration = Duration::from_secs(24 * 3600);
 pub(super) async fn pull(t: &Transfer, scope: &Scope, pull: Pull, progress: ProgressSink) -> Result<Image> {
     let operation = t.core.ops.begin("pull", pull.reference.to_string(), Some(&scope.namespace), scope.deadline);
     let (scope, cover) = t.leases.cover(scope, LEASE).await?;
-    let one = One { t, scope: &scope, pull: &pull, progress: &progress, operation: &operation };
+    let report = Report::new(progress);
+    let one = One { t, scope: &scope, pull: &pull, report: &report, operation: &operation };
     let image = one.run().await;
     if let Some(cover) = cover {
         cover.end().await;
@@ -37,7 +39,7 @@ struct One<'a> {
     t: &'a Transfer,
     scope: &'a Scope,
     pull: &'a Pull,
-    progress: &'a ProgressSink,
+    report: &'a Report,
     operation: &'a Entry,
 }
 
@@ -51,9 +53,13 @@ impl One<'_> {
     async fn run(&self) -> Result<Image> {
         let name = if self.pull.name.is_empty() { self.pull.reference.to_string() } else { self.pull.name.clone() };
         self.operation.stage("resolving");
-        self.tell(&format!("Resolving from {}", self.pull.reference.host()), &self.pull.reference.to_string());
+        let reference = self.pull.reference.to_string();
+        self.report.title(format!("Resolving from OCI Registry ({reference})"));
         let resolved = self.t.core.registry.resolve(&self.pull.reference, &self.pull.access).await?;
         let root = Descriptor { platform: None, ..resolved.descriptor };
+        self.report.title(format!("Pulling from OCI Registry ({reference})"));
+        self.report.named("fetching image content", &reference, &root);
+        self.report.belongs(&root, reference.clone());
         self.operation.stage("fetching manifests");
         let singles = self.documents(&root, resolved.body).await?;
         self.operation.stage("fetching and unpacking layers");
@@ -64,8 +70,8 @@ impl One<'_> {
         moved?;
         self.operation.stage("naming the image");
         let image = self.t.name_image(self.scope, &name, &root, &self.pull.labels).await?;
-        self.tell("saved", &name);
-        self.tell("Completed pull", &name);
+        self.report.named("saved", &name, &root);
+        self.report.title(format!("Completed pull from OCI Registry ({reference})"));
         Ok(image)
     }
 
@@ -96,22 +102,29 @@ impl One<'_> {
     /// Fetches one document and stores it with what it keeps.
     async fn document(&self, descriptor: &Descriptor, body: Option<bytes::Bytes>) -> Result<Document> {
         let registry = &self.t.core.registry;
+        self.report.blob("waiting", descriptor, 0);
+        let mut had = false;
         let bytes = match body {
             Some(body) => body,
             None => match self.t.content.read_all(self.scope, &descriptor.digest, manifest::MAX_SIZE).await {
-                Ok(bytes) => bytes,
+                Ok(bytes) => {
+                    had = true;
+                    bytes
+                }
                 Err(_) => registry.manifest(&self.pull.reference, descriptor, &self.pull.access).await?,
             },
         };
         let document = Document::parse(descriptor, &bytes)?;
         let unknown = || Error::MediaType { media_type: descriptor.media_type.clone(), wanted: "pulled" };
         let document = document.ok_or_else(unknown)?;
+        document.children().iter().for_each(|child| self.report.belongs(child, name_of(descriptor)));
         let mut labels = document.gc_labels();
         labels.extend(self.source_label());
         let content = &self.t.content;
         content.write_all(self.scope, &descriptor.digest, bytes, labels.clone()).await?;
         let fields = manifest::fields(&labels);
         content.update(self.scope, &descriptor.digest, labels, &fields).await?;
+        self.report.blob(if had { "already exists" } else { "complete" }, descriptor, descriptor.size);
         Ok(document)
     }
 
@@ -164,7 +177,7 @@ impl One<'_> {
         let fetches: Vec<_> = fetches.collect();
         let fetching = futures::stream::iter(fetches).buffer_unordered(most).try_collect::<Vec<()>>();
         let unpacking =
-            try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.progress)));
+            try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.report)));
         let tops = match race(fetching, unpacking).await? {
             Some(tops) => tops,
             None => self.unpack_again(single, &unpacks).await?,
@@ -180,7 +193,7 @@ impl One<'_> {
         let stored = || single.manifest.layers.iter().map(|_| Source::Stored);
         let stack = |unpack| self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, stored());
         let stacks = unpacks.iter().map(stack).collect::<Result<Vec<_>>>()?;
-        try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.progress))).await
+        try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.report))).await
     }
 
     async fn layer(
@@ -236,7 +249,7 @@ impl One<'_> {
             scope: self.scope,
             reference: &self.pull.reference,
             access: &self.pull.access,
-            progress: self.progress,
+            report: self.report,
         }
     }
 
@@ -250,11 +263,6 @@ impl One<'_> {
     fn no_platform(&self) -> Error {
         let wanted: Vec<String> = self.pull.platforms.iter().map(Platform::to_string).collect();
         Error::not_found("manifest for platform", wanted.join(", "))
-    }
-
-    fn tell(&self, event: &str, name: &str) {
-        let (event, name) = (event.to_owned(), name.to_owned());
-        self.progress.tell(Progress { event, name, parents: Vec::new(), progress: 0, total: 0, descriptor: None });
     }
 }
 

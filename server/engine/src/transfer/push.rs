@@ -8,12 +8,13 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use gantry_content::ReaderAt;
-use gantry_registry::BlobSource;
+use gantry_registry::{BlobSource, Pushed};
 use gantry_types::labels::DISTRIBUTION_SOURCE;
 use gantry_types::{Descriptor, Reference, Scope};
 
 use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE};
-use super::{Progress, ProgressSink, Push, Transfer};
+use super::report::{Report, name_of};
+use super::{ProgressSink, Push, Transfer};
 use crate::content::CHUNK;
 use crate::{Error, Result};
 
@@ -22,20 +23,25 @@ const AT_ONCE: usize = 4;
 
 pub(super) async fn push(t: &Transfer, scope: &Scope, push: Push, progress: ProgressSink) -> Result<()> {
     let image = t.images.get(scope, &push.name).await?;
-    tell(&progress, "Pushing", &push.reference.to_string(), 0, 0);
+    let (report, reference) = (Report::new(progress), push.reference.to_string());
+    report.title(format!("Pushing to OCI Registry ({reference})"));
+    report.named("pushing content", &reference, &image.target);
+    report.belongs(&image.target, reference.clone());
     let mut plan = Plan::default();
     plan.collect(t, scope, &image.target, &push, 0).await?;
+    plan.announce(t, scope, &report).await?;
     if plan.documents.is_empty() {
         return Err(Error::not_found("platform", format!("{:?} of image {}", push.platforms, push.name)));
     }
-    let sends: Vec<_> = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, &push, &progress).boxed()).collect();
+    let sends: Vec<_> = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, &push, &report).boxed()).collect();
     stream::iter(sends).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
     let top = plan.documents.len() - 1;
     for (number, document) in plan.documents.iter().enumerate() {
         send_document(t, scope, document, &push, number == top).await?;
-        tell_done(&progress, "manifest", document);
+        report.blob("complete", document, document.size);
     }
-    tell(&progress, "Completed push", &push.reference.to_string(), 0, 0);
+    report.named("pushed content", &reference, &image.target);
+    report.title(format!("Completed push to OCI Registry ({reference})"));
     Ok(())
 }
 
@@ -90,16 +96,27 @@ impl Plan {
     }
 }
 
-async fn send_blob(t: &Transfer, scope: &Scope, blob: &Descriptor, push: &Push, progress: &ProgressSink) -> Result<()> {
-    let kind = kind_of(blob);
-    let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
-    tell(progress, "uploading", &format!("{kind}-{}", blob.digest), 0, total);
+impl Plan {
+    /// Says what will be sent, and what belongs to what.
+    async fn announce(&self, t: &Transfer, scope: &Scope, report: &Report) -> Result<()> {
+        for document in &self.documents {
+            let children = manifest::read(&t.content, scope, document).await?.map(|read| read.children());
+            children.iter().flatten().for_each(|child| report.belongs(child, name_of(document)));
+        }
+        self.documents.iter().rev().chain(&self.blobs).for_each(|sent| report.blob("waiting", sent, 0));
+        Ok(())
+    }
+}
+
+async fn send_blob(t: &Transfer, scope: &Scope, blob: &Descriptor, push: &Push, report: &Report) -> Result<()> {
+    report.blob("uploading", blob, 0);
     let reader = t.content.reader(scope, &blob.digest).await?;
     let known = t.content.info(scope, &blob.digest).await?;
     let from = mount_sources(&known.labels, &push.reference);
     let source = Source(reader);
-    t.core.registry.push_blob(&push.reference, blob, &source, &from, &push.access).await?;
-    tell_done(progress, kind, blob);
+    let pushed = t.core.registry.push_blob(&push.reference, blob, &source, &from, &push.access).await?;
+    let event = if pushed == Pushed::Existed { "already exists" } else { "complete" };
+    report.blob(event, blob, blob.size);
     Ok(())
 }
 
@@ -117,20 +134,6 @@ async fn send_document(t: &Transfer, scope: &Scope, document: &Descriptor, push:
     let reference = if top { push.reference.clone() } else { by_digest.parse()? };
     t.core.registry.push_manifest(&reference, document, bytes, &push.access).await?;
     Ok(())
-}
-
-fn kind_of(blob: &Descriptor) -> &'static str {
-    if gantry_types::media_type::is_config(&blob.media_type) { "config" } else { "layer" }
-}
-
-fn tell_done(progress: &ProgressSink, kind: &str, descriptor: &Descriptor) {
-    let size = i64::try_from(descriptor.size).unwrap_or(i64::MAX);
-    tell(progress, "complete", &format!("{kind}-{}", descriptor.digest), size, size);
-}
-
-fn tell(progress: &ProgressSink, event: &str, name: &str, done: i64, total: i64) {
-    let (event, name) = (event.to_owned(), name.to_owned());
-    progress.tell(Progress { event, name, parents: Vec::new(), progress: done, total, descriptor: None });
 }
 
 /// A blob of the content store as what a push reads from.

@@ -8,7 +8,8 @@ use gantry_metadata::Resource;
 use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
 use tokio::sync::{oneshot, watch};
 
-use super::{Progress, ProgressSink, Transfer};
+use super::Transfer;
+use super::report::Report;
 use crate::content::is_present;
 use crate::diff::{Applied, Job, compression_of};
 use crate::leases::unique;
@@ -42,14 +43,13 @@ pub(super) struct Stack {
 impl Transfer {
     /// Unpacks what is not unpacked; gives the chain id of the top. Nothing but committed snapshots stays after a
     /// failure.
-    pub(super) async fn unpack_stack(&self, scope: &Scope, stack: Stack, progress: &ProgressSink) -> Result<Digest> {
+    pub(super) async fn unpack_stack(&self, scope: &Scope, stack: Stack, report: &Report) -> Result<Digest> {
         let diff_ids: Vec<Digest> = stack.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let chain = super::manifest::chain_ids(&diff_ids);
         let top = chain.last().cloned().ok_or_else(|| Error::invalid("image", "has no layers to unpack"))?;
         let mut parent = String::new();
         for (layer, chain_id) in stack.layers.into_iter().zip(&chain) {
-            let one =
-                One { transfer: self, scope, snapshotter: &stack.snapshotter, chain_id, parent: &parent, progress };
+            let one = One { transfer: self, scope, snapshotter: &stack.snapshotter, chain_id, parent: &parent, report };
             one.unpack(layer).await?;
             parent = chain_id.to_string();
         }
@@ -64,7 +64,7 @@ struct One<'a> {
     snapshotter: &'a str,
     chain_id: &'a Digest,
     parent: &'a str,
-    progress: &'a ProgressSink,
+    report: &'a Report,
 }
 
 impl One<'_> {
@@ -78,7 +78,7 @@ impl One<'_> {
         let key = format!("{}/{}/{}", self.scope.namespace, self.snapshotter, self.chain_id);
         let _one = self.transfer.unpacking.lock(&key).await;
         if self.is_there().await? {
-            self.tell("exists", &descriptor, 0);
+            self.report.blob("exists", &descriptor, 0);
             if let Source::Coming(wanted) = source {
                 // A fetch that has failed does not ask.
                 let _ = wanted.send(None);
@@ -129,7 +129,7 @@ impl One<'_> {
                 return Err(error);
             }
         }
-        self.tell("extracted", descriptor, descriptor.size);
+        self.report.blob("extracted", descriptor, descriptor.size);
         Ok(())
     }
 
@@ -141,7 +141,7 @@ impl One<'_> {
             mounts,
         };
         let (feed, drain) = stream::pipe();
-        self.tell("extracting", descriptor, 0);
+        self.report.blob("extracting", descriptor, 0);
         match source {
             Source::Coming(wanted) => {
                 let _ = wanted.send(Some(feed));
@@ -180,17 +180,6 @@ impl One<'_> {
         if let Err(error) = self.transfer.snapshots.remove(self.scope, self.snapshotter, key).await {
             tracing::warn!(key, %error, "half unpacked snapshot stays until it is collected");
         }
-    }
-
-    fn tell(&self, event: &str, descriptor: &Descriptor, progress: u64) {
-        self.progress.tell(Progress {
-            event: event.to_owned(),
-            name: super::name_of(descriptor),
-            parents: Vec::new(),
-            progress: super::signed(progress),
-            total: super::signed(descriptor.size),
-            descriptor: Some(descriptor.clone()),
-        });
     }
 }
 

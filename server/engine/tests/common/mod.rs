@@ -62,7 +62,7 @@ impl Host {
     pub async fn file(&self, chain_top: &str, path: &str) -> Option<Vec<u8>> {
         let key = format!("look-{}", path.replace('/', "-"));
         let lease = self.engine.leases.create(&self.scope, None, Default::default()).await.unwrap();
-        let scope = &Scope { lease: Some(lease.id.parse().unwrap()), ..self.scope.clone() };
+        let scope = &Scope { lease: Some(lease.id.clone()), ..self.scope.clone() };
         let mounts = self.engine.snapshots.view(scope, "", &key, chain_top, Default::default()).await.unwrap();
         let tree = gantry_mount::Tree::new(&mounts).unwrap();
         let bytes = std::fs::read(tree.path().join(path)).ok();

@@ -1,0 +1,247 @@
+//! Tasks under the real shim, with busybox as the root file system. Needs root.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use common::Host;
+use gantry_engine::containers::{Container, Runtime};
+use gantry_engine::spec::SpecBuilder;
+use gantry_engine::tasks::{Create, Exec, Status};
+use gantry_engine::{Any, Engine, ErrorKind, Filter, HasKind, Labels, Mount};
+
+const SHIM: &str = "containerd-shim-gantry-v1";
+
+/// Without the shim's binary there is nothing to test: `cargo build -p gantry-task` makes it.
+fn shim_is_there() -> bool {
+    let there = common::target_dir().join(SHIM).exists() && Path::new("/bin/busybox").exists();
+    if !there {
+        eprintln!("skipped: no {SHIM} in {} or no /bin/busybox", common::target_dir().display());
+    }
+    there
+}
+
+fn rootfs(dir: &Path) -> PathBuf {
+    let root = dir.join("busybox");
+    if root.exists() {
+        return root;
+    }
+    for sub in ["bin", "proc", "sys", "dev", "tmp", "etc"] {
+        std::fs::create_dir_all(root.join(sub)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in ["sh", "sleep", "true", "cat", "echo"] {
+        let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
+    }
+    root
+}
+
+async fn container(host: &Host, id: &str, args: &[&str]) -> Create {
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let spec = SpecBuilder::new(&host.scope.namespace, id).unwrap().args(&args).build().unwrap();
+    let spec = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
+        value: serde_json::to_vec(&spec).unwrap(),
+    };
+    let record = Container {
+        id: id.parse().unwrap(),
+        labels: Labels::new(),
+        image: String::new(),
+        runtime: Runtime { name: "io.containerd.runc.v2".into(), options: None },
+        spec: Some(spec),
+        snapshotter: String::new(),
+        snapshot_key: String::new(),
+        sandbox_id: String::new(),
+        extensions: Default::default(),
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
+    };
+    host.engine.containers.create(&host.scope, record).await.unwrap();
+    let source = rootfs(host.dir.path()).to_string_lossy().into_owned();
+    let bind = Mount { kind: "bind".into(), source, target: String::new(), options: vec!["rbind".into(), "rw".into()] };
+    Create { container_id: id.into(), rootfs: vec![bind], ..Create::default() }
+}
+
+async fn topics(events: &mut gantry_engine::events::Subscription, last: &str) -> Vec<String> {
+    let mut topics = Vec::new();
+    while topics.last().is_none_or(|topic| topic != last) {
+        let next = tokio::time::timeout(Duration::from_secs(5), events.next()).await;
+        let envelope = next.unwrap_or_else(|_| panic!("no {last} after {topics:?}")).unwrap();
+        topics.push(envelope.topic.clone());
+    }
+    // A second telling would come soon.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    while let Ok(Ok(envelope)) = tokio::time::timeout(Duration::from_millis(1), events.next()).await {
+        topics.push(envelope.topic.clone());
+    }
+    topics
+}
+
+fn bundles(host: &Host) -> Vec<PathBuf> {
+    common::files_below(&host.dir.path().join("state/io.containerd.runtime.v2.task"))
+}
+
+fn task_events() -> Filter {
+    Filter::parse(&["topic~=|^/tasks/|"]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_lives_from_create_to_delete_and_each_step_is_told_once() {
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut events = host.engine.events.subscribe(task_events());
+    let create = container(&host, "one", &["/bin/sh", "-c", "exit 7"]).await;
+    let pid = host.engine.tasks.create(&host.scope, create.clone()).await.unwrap();
+    assert!(pid > 1);
+    let again = host.engine.tasks.create(&host.scope, create).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+    let state = host.engine.tasks.get(&host.scope, "one", "").await.unwrap();
+    assert_eq!((state.status, state.pid), (Status::Created, pid));
+    let wait = host.engine.tasks.wait(&host.scope, "one", "");
+    let start = host.engine.tasks.start(&host.scope, "one", "");
+    let (exit, started) = tokio::join!(wait, start);
+    assert_eq!((exit.unwrap().status, started.unwrap()), (7, pid));
+    assert_eq!(host.engine.tasks.get(&host.scope, "one", "").await.unwrap().status, Status::Stopped);
+    let deleted = host.engine.tasks.delete(&host.scope, "one").await.unwrap();
+    assert_eq!((deleted.status, deleted.pid), (7, pid));
+    let gone = host.engine.tasks.get(&host.scope, "one", "").await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    let told = topics(&mut events, "/tasks/delete").await;
+    assert_eq!(told, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
+    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_task_can_be_listed_executed_in_paused_measured_and_killed() {
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    let (tasks, scope) = (&host.engine.tasks, &host.scope);
+    let create = container(&host, "two", &["/bin/sleep", "100"]).await;
+    let pid = tasks.create(scope, create).await.unwrap();
+    tasks.start(scope, "two", "").await.unwrap();
+    let listed = tasks.list(scope).await.unwrap();
+    assert_eq!(listed.iter().map(|p| (p.pid, p.status)).collect::<Vec<_>>(), [(pid, Status::Running)]);
+    let process = r#"{"args":["/bin/sh","-c","exit 3"],"cwd":"/","env":["PATH=/bin"],"user":{"uid":0,"gid":0}}"#;
+    let spec =
+        Any { type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(), value: process.into() };
+    let exec = Exec { container_id: "two".into(), exec_id: "e1".into(), spec: Some(spec), ..Exec::default() };
+    tasks.exec(scope, exec.clone()).await.unwrap();
+    let refused = tasks.exec(scope, Exec { exec_id: "../x".into(), ..exec }).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+    let (exit, started) = tokio::join!(tasks.wait(scope, "two", "e1"), tasks.start(scope, "two", "e1"));
+    started.unwrap();
+    assert_eq!(exit.unwrap().status, 3);
+    assert_eq!(tasks.delete_process(scope, "two", "e1").await.unwrap().status, 3);
+    assert_eq!(tasks.pids(scope, "two").await.unwrap().iter().map(|p| p.pid).collect::<Vec<_>>(), [pid]);
+    tasks.pause(scope, "two").await.unwrap();
+    assert_eq!(tasks.get(scope, "two", "").await.unwrap().status, Status::Paused);
+    tasks.resume(scope, "two").await.unwrap();
+    let metrics = tasks.metrics(scope, &Filter::default()).await.unwrap();
+    assert_eq!(metrics.iter().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["two"]);
+    tasks.kill(scope, "two", "", 9, false).await.unwrap();
+    assert_eq!(tasks.wait(scope, "two", "").await.unwrap().status, 137);
+    tasks.delete(scope, "two").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_shim_ends_its_task_once_and_its_exit_can_still_be_asked_for() {
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    let create = container(&host, "three", &["/bin/sleep", "100"]).await;
+    let pid = host.engine.tasks.create(&host.scope, create).await.unwrap();
+    host.engine.tasks.start(&host.scope, "three", "").await.unwrap();
+    let mut events = host.engine.events.subscribe(task_events());
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse::<i32>().unwrap();
+    assert!(std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap().contains(SHIM));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let exit = host.engine.tasks.wait(&host.scope, "three", "").await.unwrap();
+    assert!([137, 255].contains(&exit.status), "{exit:?}");
+    assert_eq!(topics(&mut events, "/tasks/delete").await, ["/tasks/exit", "/tasks/delete"]);
+    let exit = host.engine.tasks.delete(&host.scope, "three").await.unwrap();
+    assert!([137, 255].contains(&exit.status), "{exit:?}");
+    assert!(!is_alive(pid), "the container is dead");
+    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_outlives_the_engine_and_its_exit_is_delivered_afterwards() {
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    for (id, script) in [("runs", "sleep 100"), ("ends", "sleep 1; exit 5")] {
+        let create = container(&host, id, &["/bin/sh", "-c", script]).await;
+        host.engine.tasks.create(&host.scope, create).await.unwrap();
+        host.engine.tasks.start(&host.scope, id, "").await.unwrap();
+    }
+    let Host { engine, scope, dir } = host;
+    engine.close().await;
+    drop(engine);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let (engine, tasks) = reopen(dir.path()).await;
+    assert_eq!(tasks, ["default/ends", "default/runs"]);
+    assert_eq!(engine.tasks.get(&scope, "runs", "").await.unwrap().status, Status::Running);
+    assert_eq!(engine.tasks.wait(&scope, "ends", "").await.unwrap().status, 5);
+    engine.tasks.kill(&scope, "runs", "", 9, true).await.unwrap();
+    assert_eq!(engine.tasks.wait(&scope, "runs", "").await.unwrap().status, 137);
+    for id in ["runs", "ends"] {
+        engine.tasks.delete(&scope, id).await.unwrap();
+    }
+    let host = Host { engine, scope, dir };
+    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+}
+
+/// Who nobody has waited for yet is dead all the same.
+fn is_alive(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    !status.is_empty() && !status.contains("State:\tZ") && !status.contains("State:\tX")
+}
+
+async fn reopen(dir: &Path) -> (Engine, Vec<String>) {
+    for _ in 0..50 {
+        match Engine::open(common::config(dir)).await {
+            Ok((engine, report)) => return (engine, report.tasks),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    panic!("the former engine does not let go");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_fails_leaves_nothing_and_the_name_is_free() {
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    let create = container(&host, "bad", &["/no/such/program"]).await;
+    let made = host.engine.tasks.create(&host.scope, create.clone()).await;
+    if made.is_ok() {
+        assert!(host.engine.tasks.start(&host.scope, "bad", "").await.is_err());
+        host.engine.tasks.delete(&host.scope, "bad").await.unwrap();
+    }
+    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+    let nowhere = Mount { source: "/no/such/directory".into(), ..create.rootfs[0].clone() };
+    let failed = host.engine.tasks.create(&host.scope, Create { rootfs: vec![nowhere], ..create }).await;
+    assert!(failed.is_err());
+    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+    assert!(host.engine.ops.list().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_runtimes_and_containers_are_not_found() {
+    let host = Host::new().await;
+    let missing = host.engine.tasks.create(&host.scope, Create { container_id: "x".into(), ..Create::default() }).await;
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+    let create = container(&host, "four", &["/bin/true"]).await;
+    let create = Create { runtime_path: "/no/such/shim".into(), ..create };
+    assert_eq!(host.engine.tasks.create(&host.scope, create).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(host.engine.tasks.wait(&host.scope, "four", "").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
