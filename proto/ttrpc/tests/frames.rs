@@ -1,4 +1,5 @@
 //! The codec against frames of the Go implementation, and against anything at all.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use gantry_ttrpc::frame::{Decoded, Decoder, Frame, HEADER_LEN, Header, Kind, MAX_PAYLOAD, encode};
 use gantry_ttrpc::wire::{Request, Response};

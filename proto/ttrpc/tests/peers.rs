@@ -1,4 +1,5 @@
 //! Client, intake and epoll server against each other, and against peers that misbehave.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(all(feature = "client", feature = "server"))]
 
 use std::collections::HashMap;

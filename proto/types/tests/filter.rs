@@ -1,4 +1,5 @@
 //! The filter language against what containerd answers.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "regex")]
 
 use std::borrow::Cow;

@@ -1,4 +1,5 @@
 //! Identifiers, references, digests and platforms against naive models of their grammars.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "regex")]
 
 use gantry_types::{Digest, Id, Platform, Reference};

@@ -1,4 +1,5 @@
 //! The shim's binary under a daemon in miniature, with real containers. Needs root and busybox-static.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod harness;
 
