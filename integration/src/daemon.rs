@@ -120,7 +120,7 @@ impl Daemon {
     /// Runs our `gctr` against this daemon.
     pub fn gctr(&self, args: &[&str]) -> Outcome {
         let mut command = self.command(our_binary("gctr"));
-        command.arg("--address").arg(self.address()).args(args);
+        command.env("GANTRY_ADDRESS", self.address()).args(args);
         Outcome::of(command, COMMAND)
     }
 

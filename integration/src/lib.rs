@@ -9,6 +9,7 @@
 pub mod census;
 pub mod client;
 pub mod daemon;
+pub mod fake;
 pub mod images;
 pub mod lab;
 pub mod registry;

@@ -13,7 +13,7 @@ fn gctr_pulls_runs_lists_executes_and_removes() {
     let image = Image::new(&lab, "busybox").layer(&busybox_root(&lab)).push(&registry.host(), "busybox");
     daemon.gctr(&["pull", &image]).ok();
     let out = daemon.gctr(&["run", "--rm", &image, &lab.id("fg"), "/bin/sh", "-c", "echo $FROM $X; exit 9"]);
-    assert_eq!((out.code, out.stdout.as_str()), (9, "image \n"), "{out}");
+    assert_eq!((out.code, out.stdout.as_str()), (9, "image\n"), "{out}");
     let out = daemon.gctr(&[
         "run",
         "--rm",

@@ -81,6 +81,7 @@ impl Home {
         fs::create_dir(&self.0).map_err(Error::io("make", &self.0))?;
         let data = File::options().read(true).write(true).create(true).truncate(true).open(self.data());
         let data = data.map_err(Error::io("make", &self.data()))?;
+        touch(&data).map_err(Error::io("touch", &self.data()))?;
         let record = Record::new(options);
         self.write(&record)?;
         Ok((record, data))
@@ -161,7 +162,7 @@ impl Ingest {
             self.written += piece.len() as u64;
             self.hashed = self.written;
         }
-        Ok(())
+        touch(&self.file).map_err(Error::io("touch", &self.home.data()))
     }
 
     fn write_piece(&self, piece: &[u8]) -> io::Result<()> {
@@ -174,7 +175,7 @@ impl Ingest {
         self.file.set_len(size).map_err(Error::io("truncate", &self.home.data()))?;
         self.written = size;
         self.restart(self.algorithm);
-        Ok(())
+        touch(&self.file).map_err(Error::io("touch", &self.home.data()))
     }
 
     /// Digest of what is in the file.
@@ -207,4 +208,10 @@ impl Ingest {
         }
         Ok(())
     }
+}
+
+/// Sets the time of the last change exactly: the kernel's own may lie some milliseconds back, before the call that a
+/// client measures by.
+fn touch(file: &File) -> io::Result<()> {
+    file.set_modified(SystemTime::now())
 }
