@@ -316,10 +316,11 @@ impl Writer {
 /// Removes the bytes of a blob that could not be entered anywhere.
 async fn forsake(core: &Core, digest: &Digest) {
     let _apart = core.joint.write().await;
-    if !core.db.known_digests().contains(digest) {
-        if let Err(error) = core.store.delete(digest).await {
-            tracing::debug!(%digest, %error, "bytes without a record stay until the next start");
-        }
+    if core.db.known_digests().contains(digest) {
+        return;
+    }
+    if let Err(error) = core.store.delete(digest).await {
+        tracing::debug!(%digest, %error, "bytes without a record stay until the next start");
     }
 }
 

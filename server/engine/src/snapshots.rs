@@ -232,6 +232,15 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Returns when the files of a committed snapshot, and of all below it, are durable.
+    ///
+    /// # Errors
+    /// As [`Snapshots::stat`]; when the disk fails.
+    pub async fn sync(&self, scope: &Scope, snapshotter: &str, name: &str) -> Result<()> {
+        let record = self.stat(scope, snapshotter, name).await?;
+        Ok(self.core.snapshotter(snapshotter)?.1.sync(&record.internal).await?)
+    }
+
     /// Frees what removals left behind.
     ///
     /// # Errors

@@ -13,6 +13,13 @@ use gantry_engine::{Any, Engine, ErrorKind, Filter, HasKind, Labels, Mount};
 
 const SHIM: &str = "containerd-shim-gantry-v1";
 
+/// The shims to test under: ours, and containerd's own where the integration tools are built.
+fn shims_to_test() -> Vec<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration/tools/bin/containerd-shim-runc-v2");
+    let all = [common::target_dir().join(SHIM), tools.canonicalize().unwrap_or(tools)];
+    all.into_iter().filter(|shim| shim.exists()).collect()
+}
+
 /// Without the shim's binary there is nothing to test: `cargo build -p gantry-task` makes it.
 fn shim_is_there() -> bool {
     let there = common::target_dir().join(SHIM).exists() && Path::new("/bin/busybox").exists();
@@ -78,6 +85,27 @@ async fn topics(events: &mut gantry_engine::events::Subscription, last: &str) ->
     topics
 }
 
+/// Shims of this host that still run.
+fn shims(host: &Host) -> Vec<String> {
+    let state = host.dir.path().to_string_lossy().into_owned();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|p| std::fs::read_to_string(p.path().join("cmdline")).ok());
+    lines.filter(|line| line.contains("containerd-shim-") && line.contains(&state)).collect()
+}
+
+/// No shim runs and no bundle is there.
+async fn assert_nothing_left(host: &Host) {
+    for _ in 0..40 {
+        if shims(host).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(shims(host).is_empty(), "{:?}", shims(host));
+    assert!(bundles(host).is_empty(), "{:?}", bundles(host));
+    assert!(host.engine.ops.list().is_empty(), "{:?}", host.engine.ops.list());
+}
+
 fn bundles(host: &Host) -> Vec<PathBuf> {
     common::files_below(&host.dir.path().join("state/io.containerd.runtime.v2.task"))
 }
@@ -91,9 +119,17 @@ async fn a_task_lives_from_create_to_delete_and_each_step_is_told_once() {
     if !shim_is_there() {
         return;
     }
+    for shim in shims_to_test() {
+        eprintln!("under {}", shim.display());
+        a_task_lives_from_create_to_delete_and_each_step_is_told_once_under(&shim).await;
+    }
+}
+
+async fn a_task_lives_from_create_to_delete_and_each_step_is_told_once_under(shim: &Path) {
     let host = Host::new().await;
     let mut events = host.engine.events.subscribe(task_events());
     let create = container(&host, "one", &["/bin/sh", "-c", "exit 7"]).await;
+    let create = Create { runtime_path: shim.to_string_lossy().into_owned(), ..create };
     let pid = host.engine.tasks.create(&host.scope, create.clone()).await.unwrap();
     assert!(pid > 1);
     let again = host.engine.tasks.create(&host.scope, create).await.unwrap_err();
@@ -111,7 +147,7 @@ async fn a_task_lives_from_create_to_delete_and_each_step_is_told_once() {
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     let told = topics(&mut events, "/tasks/delete").await;
     assert_eq!(told, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
-    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+    assert_nothing_left(&host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,9 +155,17 @@ async fn a_running_task_can_be_listed_executed_in_paused_measured_and_killed() {
     if !shim_is_there() {
         return;
     }
+    for shim in shims_to_test() {
+        eprintln!("under {}", shim.display());
+        a_running_task_can_be_listed_executed_in_paused_measured_and_killed_under(&shim).await;
+    }
+}
+
+async fn a_running_task_can_be_listed_executed_in_paused_measured_and_killed_under(shim: &Path) {
     let host = Host::new().await;
     let (tasks, scope) = (&host.engine.tasks, &host.scope);
     let create = container(&host, "two", &["/bin/sleep", "100"]).await;
+    let create = Create { runtime_path: shim.to_string_lossy().into_owned(), ..create };
     let pid = tasks.create(scope, create).await.unwrap();
     tasks.start(scope, "two", "").await.unwrap();
     let listed = tasks.list(scope).await.unwrap();
@@ -146,6 +190,7 @@ async fn a_running_task_can_be_listed_executed_in_paused_measured_and_killed() {
     tasks.kill(scope, "two", "", 9, false).await.unwrap();
     assert_eq!(tasks.wait(scope, "two", "").await.unwrap().status, 137);
     tasks.delete(scope, "two").await.unwrap();
+    assert_nothing_left(&host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,14 +198,23 @@ async fn a_lost_shim_ends_its_task_once_and_its_exit_can_still_be_asked_for() {
     if !shim_is_there() {
         return;
     }
+    for shim in shims_to_test() {
+        eprintln!("under {}", shim.display());
+        a_lost_shim_ends_its_task_once_and_its_exit_can_still_be_asked_for_under(&shim).await;
+    }
+}
+
+async fn a_lost_shim_ends_its_task_once_and_its_exit_can_still_be_asked_for_under(shim: &Path) {
     let host = Host::new().await;
     let create = container(&host, "three", &["/bin/sleep", "100"]).await;
+    let create = Create { runtime_path: shim.to_string_lossy().into_owned(), ..create };
     let pid = host.engine.tasks.create(&host.scope, create).await.unwrap();
     host.engine.tasks.start(&host.scope, "three", "").await.unwrap();
-    let mut events = host.engine.events.subscribe(task_events());
+    let ends = Filter::parse(&["topic==\"/tasks/exit\"", "topic==\"/tasks/delete\""]).unwrap();
+    let mut events = host.engine.events.subscribe(ends);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse::<i32>().unwrap();
-    assert!(std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap().contains(SHIM));
+    assert!(std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap().contains("containerd-shim-"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
     let exit = host.engine.tasks.wait(&host.scope, "three", "").await.unwrap();
     assert!([137, 255].contains(&exit.status), "{exit:?}");
@@ -168,7 +222,7 @@ async fn a_lost_shim_ends_its_task_once_and_its_exit_can_still_be_asked_for() {
     let exit = host.engine.tasks.delete(&host.scope, "three").await.unwrap();
     assert!([137, 255].contains(&exit.status), "{exit:?}");
     assert!(!is_alive(pid), "the container is dead");
-    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+    assert_nothing_left(&host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,7 +250,7 @@ async fn a_task_outlives_the_engine_and_its_exit_is_delivered_afterwards() {
         engine.tasks.delete(&scope, id).await.unwrap();
     }
     let host = Host { engine, scope, dir };
-    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+    assert_nothing_left(&host).await;
 }
 
 /// Who nobody has waited for yet is dead all the same.
@@ -220,19 +274,26 @@ async fn a_create_that_fails_leaves_nothing_and_the_name_is_free() {
     if !shim_is_there() {
         return;
     }
+    for shim in shims_to_test() {
+        eprintln!("under {}", shim.display());
+        a_create_that_fails_leaves_nothing_and_the_name_is_free_under(&shim).await;
+    }
+}
+
+async fn a_create_that_fails_leaves_nothing_and_the_name_is_free_under(shim: &Path) {
     let host = Host::new().await;
     let create = container(&host, "bad", &["/no/such/program"]).await;
+    let create = Create { runtime_path: shim.to_string_lossy().into_owned(), ..create };
     let made = host.engine.tasks.create(&host.scope, create.clone()).await;
     if made.is_ok() {
         assert!(host.engine.tasks.start(&host.scope, "bad", "").await.is_err());
         host.engine.tasks.delete(&host.scope, "bad").await.unwrap();
     }
-    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
+    assert_nothing_left(&host).await;
     let nowhere = Mount { source: "/no/such/directory".into(), ..create.rootfs[0].clone() };
     let failed = host.engine.tasks.create(&host.scope, Create { rootfs: vec![nowhere], ..create }).await;
     assert!(failed.is_err());
-    assert!(bundles(&host).is_empty(), "{:?}", bundles(&host));
-    assert!(host.engine.ops.list().is_empty());
+    assert_nothing_left(&host).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

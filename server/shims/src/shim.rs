@@ -99,9 +99,16 @@ impl Shim {
         self.remove_bundle().await
     }
 
-    /// After the shim was lost: has its binary kill and clean what it left, then removes the bundle. A binary that
-    /// fails is said and passed over: the exit status is 255 then.
+    /// After the shim was lost, or its task could not be made: ends the shim where it still answers, has its binary
+    /// kill and clean what is left, then removes the bundle. A binary that fails is said and passed over: the exit
+    /// status is 255 then.
     pub async fn cleanup(&self) -> Cleanup {
+        if !self.0.calls.client().is_closed() {
+            let request = ShutdownRequest { id: self.0.id.clone(), now: true };
+            if let Err(error) = self.0.calls.shutdown(request).await {
+                tracing::debug!(id = self.0.id, %error, "shim does not shut down");
+            }
+        }
         self.0.calls.client().close();
         let cleanup = run_delete(&self.0.config, &self.0.namespace, &self.0.id, &self.0.binary, &self.0.bundle).await;
         if let Err(error) = self.remove_bundle().await {

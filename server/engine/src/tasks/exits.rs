@@ -89,10 +89,9 @@ impl Exits {
             return false;
         }
         told.order.push_back(key);
-        if told.order.len() > REMEMBERED {
-            if let Some(oldest) = told.order.pop_front() {
-                told.set.remove(&oldest);
-            }
+        let forgotten = if told.order.len() > REMEMBERED { told.order.pop_front() } else { None };
+        if let Some(oldest) = forgotten {
+            told.set.remove(&oldest);
         }
         true
     }

@@ -120,10 +120,9 @@ impl Table {
     pub(crate) fn bury(&self, key: &TaskKey, exit: Exit) {
         let mut slots = self.lock();
         slots.live.remove(key);
-        if slots.lost.len() >= REMEMBERED {
-            if let Some(any) = slots.lost.keys().next().cloned() {
-                slots.lost.remove(&any);
-            }
+        let any = slots.lost.keys().next().filter(|_| slots.lost.len() >= REMEMBERED).cloned();
+        if let Some(any) = any {
+            slots.lost.remove(&any);
         }
         slots.lost.insert(key.clone(), exit);
     }

@@ -108,7 +108,7 @@ impl Plan {
                 let layers = manifest.layers.iter().filter(kept);
                 let blobs = [target, &manifest.config].into_iter().chain(layers);
                 self.blobs.extend(blobs.map(|d| d.digest.clone()));
-                Ok(vec![(manifest, target.clone())])
+                Ok(vec![(*manifest, target.clone())])
             }
             Some(Document::Index(index)) if depth < MAX_DEPTH => {
                 self.blobs.insert(target.digest.clone());

@@ -164,10 +164,9 @@ pub(super) fn ingest(descriptor: &Descriptor) -> String {
 
 /// Who stopped reading is not fed any more; that it did is its own affair to tell.
 async fn pass_on(feed: &mut Option<Feed>, piece: Bytes) {
-    if let Some(open) = feed {
-        if !open.send(piece).await {
-            *feed = None;
-        }
+    let Some(open) = feed else { return };
+    if !open.send(piece).await {
+        *feed = None;
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) enum Document {
     /// Index or manifest list.
     Index(Index),
     /// Image manifest.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 impl Document {

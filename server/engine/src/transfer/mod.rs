@@ -263,6 +263,14 @@ impl Transfer {
         top
     }
 
+    /// The configuration of an image for a platform, below an index or at once.
+    ///
+    /// # Errors
+    /// `NotFound` for a platform it does not have, or a blob that is not here.
+    pub async fn config_of(&self, scope: &Scope, target: &Descriptor, platform: &Platform) -> Result<Descriptor> {
+        Ok(find_manifest(self, scope, target, platform).await?.config)
+    }
+
     /// Gives an image another name; with `force` over one that is there.
     ///
     /// # Errors
@@ -305,7 +313,7 @@ pub(crate) async fn find_manifest(
     let mut next = root.clone();
     for _ in 0..=manifest::MAX_DEPTH {
         match manifest::read(&t.content, scope, &next).await?.ok_or_else(missing)? {
-            manifest::Document::Manifest(manifest) => return Ok(manifest),
+            manifest::Document::Manifest(manifest) => return Ok(*manifest),
             manifest::Document::Index(index) => {
                 let chosen = manifest::choose(&index.manifests, std::slice::from_ref(platform), 1);
                 next = chosen.into_iter().next().ok_or_else(missing)?;

@@ -85,7 +85,7 @@ impl One<'_> {
                 continue;
             }
             match self.document(&descriptor, body).await? {
-                Document::Manifest(manifest) => manifests.push(manifest),
+                Document::Manifest(manifest) => manifests.push(*manifest),
                 Document::Index(index) if depth < MAX_DEPTH => {
                     let chosen = manifest::choose(&index.manifests, &self.pull.platforms, self.pull.manifest_limit);
                     if chosen.is_empty() {

@@ -47,11 +47,15 @@ impl Transfer {
         let diff_ids: Vec<Digest> = stack.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let chain = super::manifest::chain_ids(&diff_ids);
         let top = chain.last().cloned().ok_or_else(|| Error::invalid("image", "has no layers to unpack"))?;
-        let mut parent = String::new();
+        let (mut parent, mut made) = (String::new(), false);
         for (layer, chain_id) in stack.layers.into_iter().zip(&chain) {
             let one = One { transfer: self, scope, snapshotter: &stack.snapshotter, chain_id, parent: &parent, report };
-            one.unpack(layer).await?;
+            made |= one.unpack(layer).await?;
             parent = chain_id.to_string();
+        }
+        if made {
+            // An image must not be named before its files would survive a power cut.
+            self.snapshots.sync(scope, &stack.snapshotter, top.as_str()).await?;
         }
         Ok(top)
     }
@@ -68,7 +72,8 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    async fn unpack(&self, layer: Layer) -> Result<()> {
+    /// Whether there was something to unpack.
+    async fn unpack(&self, layer: Layer) -> Result<bool> {
         let Layer { descriptor, diff_id, source } = layer;
         if let Source::Fetched(mut fetched) = source.clone_fetched() {
             // An error means that fetching has failed, which is told elsewhere.
@@ -83,9 +88,9 @@ impl One<'_> {
                 // A fetch that has failed does not ask.
                 let _ = wanted.send(None);
             }
-            return Ok(());
+            return Ok(false);
         }
-        self.extract(&descriptor, &diff_id, source).await
+        self.extract(&descriptor, &diff_id, source).await.map(|()| true)
     }
 
     /// Whether the snapshot is there; if so the lease keeps it from now on.
