@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::stale::Identity;
 use crate::task::{Exit, Moment};
 
 /// Largest record that is read back.
@@ -17,6 +18,8 @@ const RUNTIME: &str = "gantry.json";
 const EXIT: &str = "init.exit";
 /// Process id of the first process.
 const PID: &str = "init.pid";
+/// The shim's process.
+const SHIM: &str = "shim.pid";
 /// The shim's socket.
 const ADDRESS: &str = "address";
 /// State of the built-in runtime.
@@ -99,6 +102,21 @@ impl Bundle {
     /// The first process's id, where there was one.
     pub fn pid(&self) -> Option<u32> {
         String::from_utf8(self.load(PID).ok()??).ok()?.trim().parse().ok()
+    }
+
+    /// Stores which process the shim is.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write_shim(&self, shim: Identity) -> Result<(), Error> {
+        self.store(SHIM, format!("{} {}", shim.pid, shim.started).as_bytes())
+    }
+
+    /// Which process the shim is, or was.
+    pub fn shim(&self) -> Option<Identity> {
+        let text = String::from_utf8(self.load(SHIM).ok()??).ok()?;
+        let (pid, started) = text.split_once(' ')?;
+        Some(Identity { pid: pid.parse().ok()?, started: started.parse().ok()? })
     }
 
     /// Stores the shim's address.

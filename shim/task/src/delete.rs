@@ -10,7 +10,7 @@ use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::events::timestamp;
 use crate::task::{Exit, Moment};
-use crate::{Error, log, runtime};
+use crate::{Error, log, runtime, stale};
 
 /// Status of a process that was killed because nobody held it any more.
 const KILLED: u32 = 128 + 9;
@@ -21,6 +21,9 @@ const KILLED: u32 = 128 + 9;
 /// What could not be removed; the daemon may try again.
 pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     let bundle = Bundle::new(directory(args)?);
+    if let Some(socket) = bundle.socket() {
+        stale::end_if_silent(&bundle, &socket);
+    }
     let stored = bundle.exit();
     match bundle.record() {
         Ok(_) => runtime::purge(&bundle)?,

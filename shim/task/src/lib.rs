@@ -22,6 +22,7 @@ pub mod reaper;
 pub mod runtime;
 pub mod serve;
 pub mod service;
+pub mod stale;
 pub mod start;
 pub mod stats;
 pub mod supervisor;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::args::Args;
 use crate::bootstrap::{Bootstrap, group};
 use crate::bundle::Bundle;
-use crate::{Error, log, sys};
+use crate::{Error, log, stale, sys};
 
 /// Longest message on stdin.
 const MAX_STDIN: u64 = 4 << 20;
@@ -35,8 +35,8 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     let group = group(&annotations(&directory)?, &args.id);
     let socket = bootstrap.socket(args, &group);
     make_directory(&socket)?;
-    // Two starts of one group must not both find nobody there.
-    let _lock = lock(&socket)?;
+    // Two starts of one group must not both find nobody there. A container alone is started once.
+    let _lock = if group == args.id { None } else { Some(lock(&socket)?) };
     if !is_alive(&socket) {
         serve(args, &bootstrap, &bundle, &socket)?;
     }
@@ -50,6 +50,9 @@ fn serve(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path) -> 
     match spawned {
         Ok(pid) => {
             prefer_for_oom(pid);
+            if let Some(shim) = stale::Identity::of(pid) {
+                bundle.write_shim(shim)?;
+            }
             if let Some(options) = bootstrap.runc_options()
                 && !options.shim_cgroup.is_empty()
             {

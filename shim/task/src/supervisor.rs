@@ -9,7 +9,7 @@ use gantry_runtime::{OomWatch, Process as ProcessSpec, Spec};
 use gantry_ttrpc::pb::containerd::events as events_pb;
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
 use gantry_ttrpc::pb::containerd::types::Mount as MountPb;
-use gantry_types::{ErrorKind, Id, Mount};
+use gantry_types::{ErrorKind, HasKind, Id, Mount};
 use nix::sys::signal::Signal;
 
 use crate::bundle::Bundle;
@@ -155,7 +155,7 @@ impl Supervisor {
             io,
             options,
         };
-        let created = match Runtime::create(request) {
+        let mut created = match Runtime::create(request) {
             Ok(created) => created,
             Err(error) => {
                 self.abandon(prepared);
@@ -164,7 +164,14 @@ impl Supervisor {
         };
         let owns_pid_namespace = spec.has_new(NamespaceKind::Pid);
         drop(spec);
-        let attached = prepared.attach(created.console, &mut self.copiers)?;
+        let attached = match prepared.attach(created.console.take(), &mut self.copiers) {
+            Ok(attached) => attached,
+            Err(error) => {
+                // The first error is the one to report; what is left of the container is found by its bundle.
+                let _ = created.runtime.delete(true);
+                return Err(error);
+            }
+        };
         self.adopt_logger(&attached);
         self.by_pid.insert(created.pid, (wanted.id.clone(), String::new()));
         if let Err(error) = bundle.write_pid(created.pid) {
@@ -485,7 +492,11 @@ impl Supervisor {
     }
 
     fn end_created(&mut self, id: &str) -> Result<(), Error> {
-        self.entry_mut(id)?.runtime.kill(libc::SIGKILL, false)?;
+        match self.entry_mut(id)?.runtime.kill(libc::SIGKILL, false) {
+            // It died by itself, for example because its program could not be executed.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            killed => killed?,
+        }
         let deadline = Instant::now() + DYING;
         while self.entry(id)?.task.process("")?.exit().is_none() {
             if Instant::now() > deadline {

@@ -34,6 +34,9 @@ for_each_runtime!(
     stdin_is_closed_after_what_was_sent,
     a_terminal_has_the_size_it_is_given,
     a_killed_shim_is_cleared_up_after,
+    a_stopped_shim_is_cleared_up_after,
+    a_shim_killed_at_any_moment_leaves_nothing,
+    a_failed_start_can_be_deleted_at_once,
     events_wait_for_a_daemon_that_is_away,
     what_makes_no_sense_is_refused_with_the_code_clients_expect,
     a_container_can_be_frozen,
@@ -193,6 +196,54 @@ async fn a_killed_shim_is_cleared_up_after(kind: Kind) {
     }
     world.census();
     assert_eq!(container.delete_verb().exit_status, 137, "a second delete is harmless");
+}
+
+async fn a_stopped_shim_is_cleared_up_after(kind: Kind) {
+    let world = World::new(kind);
+    let container = world.created("c", &["/bin/sleep", "1000"]).await;
+    let init = container.start("").await.unwrap();
+    let shim = container.shim_pid().await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    assert_eq!(container.delete_verb().exit_status, 137);
+    assert!(!is_alive(init) && !is_alive(shim.cast_unsigned()));
+    world.census();
+}
+
+async fn a_shim_killed_at_any_moment_leaves_nothing(kind: Kind) {
+    let (step, most) = if kind == Kind::Builtin { (400, 12_000) } else { (9_000, 80_000) };
+    for delay in (0..most).step_by(step) {
+        let world = World::new(kind);
+        let container = world.shim("c", world.bundle("c", &["/bin/sleep", "1000"], |_| {})).await;
+        let shim = container.shim_pid().await;
+        let life = async {
+            let _ = container.create(&world, |_| {}).await;
+            let _ = container.start("").await;
+            let _ = container.exec("e", &["/bin/sleep", "1000"], |_| {}).await;
+            let _ = container.start("e").await;
+        };
+        let death = async {
+            sleep(Duration::from_micros(delay)).await;
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+        };
+        tokio::join!(life, death);
+        timeout(SOON, container.client.closed()).await.unwrap();
+        container.delete_verb();
+        world.no_processes().await;
+        world.census();
+    }
+}
+
+async fn a_failed_start_can_be_deleted_at_once(kind: Kind) {
+    let world = World::new(kind);
+    let events = world.events();
+    let container = world.shim("c", world.bundle("c", &["/etc"], |_| {})).await;
+    if container.create(&world, |_| {}).await.is_ok() {
+        container.start("").await.unwrap_err();
+        container.delete("").await.unwrap();
+        let seen = events.all();
+        assert_eq!((seen.len(), seen[2].as_str()), (3, "delete"), "{seen:?}");
+    }
+    end(&world, &container).await;
 }
 
 async fn events_wait_for_a_daemon_that_is_away(kind: Kind) {

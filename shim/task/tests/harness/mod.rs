@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -206,6 +206,24 @@ impl World {
             let left: Vec<_> = fs::read_dir(&group).into_iter().flatten().flatten().map(|e| e.path()).collect();
             let left: Vec<_> = left.into_iter().filter(|path| path.is_dir()).collect();
             assert!(left.is_empty(), "control groups are left: {left:?}");
+        }
+    }
+
+    /// No process may have this test's busybox for its program.
+    pub async fn no_processes(&self) {
+        let busybox = fs::metadata(self.rootfs().join("bin/busybox")).unwrap();
+        let deadline = Instant::now() + SOON;
+        loop {
+            let left: Vec<_> = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).collect();
+            let same = |path: &PathBuf| {
+                fs::metadata(path.join("exe")).is_ok_and(|exe| (exe.dev(), exe.ino()) == (busybox.dev(), busybox.ino()))
+            };
+            let left: Vec<_> = left.into_iter().filter(same).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "processes are left: {left:?}");
+            sleep(Duration::from_millis(5)).await;
         }
     }
 

@@ -1,0 +1,76 @@
+//! A shim that lives but does not answer (stopped, or stuck in the kernel): whoever deletes its container ends it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use gantry_ttrpc::Address;
+use gantry_ttrpc::outgoing::Outgoing;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::bundle::Bundle;
+
+/// How long a shim may take to answer the simplest call; one that delivers its last events answers at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A process, told apart from a later one of the same number by when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot (proc(5), `stat`, field 22).
+    pub started: u64,
+}
+
+impl Identity {
+    /// Who has this process id now.
+    pub fn of(pid: u32) -> Option<Identity> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in field 2 may hold anything; fields are counted behind its closing bracket.
+        let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+        Some(Identity { pid, started })
+    }
+
+    /// Whether it still lives.
+    pub fn is_alive(self) -> bool {
+        Identity::of(self.pid) == Some(self)
+    }
+}
+
+/// Kills the bundle's shim if it lives and is silent. One that answers, or serves another container too, is left alone.
+pub fn end_if_silent(bundle: &Bundle, socket: &Path) {
+    let Some(shim) = bundle.shim().filter(|shim| shim.is_alive()) else { return };
+    if answers(socket) {
+        return;
+    }
+    let Ok(pid) = i32::try_from(shim.pid) else { return };
+    // It may end by itself meanwhile; then there is nothing to do.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    let deadline = Instant::now() + PATIENCE;
+    while shim.is_alive() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn answers(socket: &Path) -> bool {
+    let Ok(mut connection) = Outgoing::connect(&Address::Path(socket.into())) else { return false };
+    if connection.call("containerd.task.v3.Task", "Connect", Vec::new(), PATIENCE, &[]).is_err() {
+        return false;
+    }
+    let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&connection), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX)).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_number_and_start() {
+        let me = Identity::of(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        assert!(!Identity { started: me.started + 1, ..me }.is_alive());
+        assert_eq!(Identity::of(u32::MAX), None);
+    }
+}
