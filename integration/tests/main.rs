@@ -8,6 +8,7 @@ mod ctr_run;
 mod descriptors;
 mod gctr;
 mod go_client;
+mod hostile;
 mod layering;
 mod restart;
 mod trees;
