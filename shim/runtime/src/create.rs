@@ -78,23 +78,34 @@ impl Making<'_> {
             rlimits::parse(limit)?;
         }
         self.record.write(&self.directory)?;
-        let none = Resources::default();
-        let resources = spec.linux.resources.as_ref().unwrap_or(&none);
-        self.record.cgroup.create(resources)?;
+        self.record.cgroup.create_unified()?;
+        let early = cgroups_first(&namespaces, spec);
+        if early {
+            self.create_cgroups()?;
+        }
         let proc = namespaces::host_proc()?;
         let mut ops = self.plan(&namespaces, seccomp.clone())?;
         let cgroup = self.record.cgroup.unified_directory()?;
         let spawned = namespaces::spawn(namespaces, cgroup.as_ref(), &mut ops, &proc)?;
         self.record.pid = spawned.pid;
-        let spawned = &*self.spawned.insert(spawned);
-        if let Some(score) = self.process.oom_score_adj {
-            set_oom_score(spawned.pid, score)?;
+        let pid = spawned.pid;
+        self.spawned = Some(spawned);
+        if !early {
+            self.create_cgroups()?;
         }
-        rlimits::set(spawned.pid, &self.process.rlimits)?;
-        self.record.start_time = state::start_time(spawned.pid).map_or(0, |(ticks, _)| ticks);
+        if let Some(score) = self.process.oom_score_adj {
+            set_oom_score(pid, score)?;
+        }
+        rlimits::set(pid, &self.process.rlimits)?;
+        self.record.start_time = state::start_time(pid).map_or(0, |(ticks, _)| ticks);
+        self.record.write_init(&self.directory)?;
         let console = self.attend(&ops)?;
-        self.record.write(&self.directory)?;
         self.finish(seccomp, console)
+    }
+
+    fn create_cgroups(&self) -> Result<()> {
+        let none = Resources::default();
+        self.record.cgroup.create(self.options.spec.linux.resources.as_ref().unwrap_or(&none))
     }
 
     fn finish(&mut self, seccomp: Option<Program>, console: Option<OwnedFd>) -> Result<Container> {
@@ -118,20 +129,29 @@ impl Making<'_> {
         if !self.options.no_new_keyring {
             ops.push(Op::Keyring(c_string(&format!("_ses.{}", self.options.id))?));
         }
-        ops.push(Op::JoinCgroups(self.record.cgroup.join_files()?));
+        let early = cgroups_first(namespaces, spec);
+        let new_cgroup = spec.has_new(crate::spec::NamespaceKind::Cgroup).then_some(Op::Unshare(libc::CLONE_NEWCGROUP));
+        if early {
+            ops.push(Op::JoinCgroups(self.record.cgroup.join_files()?));
+        }
         if namespaces.new & libc::CLONE_NEWUSER != 0 {
             ops.push(Op::Ask(Ask::Maps));
         }
         if namespaces.has_user() {
             ops.push(Op::BecomeRoot);
         }
-        if spec.has_new(crate::spec::NamespaceKind::Cgroup) {
-            ops.push(Op::Unshare(libc::CLONE_NEWCGROUP));
+        let mut late = Vec::new();
+        if early {
+            ops.extend(new_cgroup);
+        } else {
+            late.push(Op::Ask(Ask::Cgroups));
+            late.push(Op::OpenAndJoinCgroups(self.record.cgroup.join_paths()?));
+            late.extend(new_cgroup);
         }
         if namespaces.new & libc::CLONE_NEWNET != 0 {
             ops.push(Op::Loopback);
         }
-        self.plan_rootfs(&context, &mut ops)?;
+        self.plan_rootfs(&context, late, &mut ops)?;
         names_and_sysctls(spec, &mut ops)?;
         // The home directory is read from the root before it is attached.
         ops.extend(process::operations(Settings {
@@ -145,13 +165,15 @@ impl Making<'_> {
         Ok(ops)
     }
 
-    fn plan_rootfs(&self, context: &rootfs::Context<'_>, ops: &mut Vec<Op>) -> Result<()> {
+    /// `late`: joining the cgroups, once the mounts are made and before the host's tree goes.
+    fn plan_rootfs(&self, context: &rootfs::Context<'_>, late: Vec<Op>, ops: &mut Vec<Op>) -> Result<()> {
         let spec = context.spec;
         ops.push(Op::Propagation(libc::MS_SLAVE | libc::MS_REC));
         let (tree, at) = rootfs::root_tree(context, self.options.rootfs_mounts)?;
         let mounts = rootfs::operations(context, &tree)?;
         ops.push(Op::AttachRoot { tree, at });
         ops.extend(mounts);
+        ops.extend(late);
         let hooks = &spec.hooks;
         if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && hooks.create_container.is_empty()) {
             ops.push(Op::Ask(Ask::Hooks));
@@ -192,7 +214,8 @@ impl Making<'_> {
                     let state = self.state(spawned.pid);
                     send_listener(self.options.spec.linux.seccomp.as_ref(), &state, fd)?;
                 }
-                Some(Ask::Born) => {}
+                // They were made before we came to listen.
+                Some(Ask::Cgroups | Ask::Born) => {}
             }
             namespaces::reply(&spawned.socket)?;
         }
@@ -230,6 +253,12 @@ impl Making<'_> {
             let _ = hooks::run_all("poststop", &self.options.spec.hooks.poststop, &state);
         }
     }
+}
+
+/// Whether the cgroups must be there before the process: to be mounted in it, or because it, root of nothing but its
+/// user namespace, could not open their files. Otherwise they are made while it makes its mounts.
+fn cgroups_first(namespaces: &Namespaces, spec: &Spec) -> bool {
+    namespaces.has_user() || spec.mounts.iter().any(|entry| matches!(entry.kind.as_str(), "cgroup" | "cgroup2"))
 }
 
 /// What later calls need of the configuration.

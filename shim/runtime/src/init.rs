@@ -103,6 +103,10 @@ impl Walk<'_> {
             Op::Setns { fd, flags, .. } => sys::setns(fd.0, *flags),
             Op::Unshare(flags) => raw!(libc::SYS_unshare, *flags).map(drop),
             Op::JoinCgroups(files) => files.iter().try_for_each(|file| sys::write_once(file.0, b"0")),
+            Op::OpenAndJoinCgroups(paths) => paths.iter().try_for_each(|path| {
+                let file = sys::openat(libc::AT_FDCWD, path, libc::O_WRONLY)?;
+                sys::write_once(file.0, b"0")
+            }),
             Op::Ask(ask) => self.ask(*ask),
             Op::BecomeRoot => become_root(),
             Op::Loopback => loopback(),
@@ -520,12 +524,12 @@ fn as_borrowed(fd: &std::os::fd::OwnedFd) -> BorrowedFd<'_> {
 
 fn attach(tree: RawFd, place: RawFd, path: &CStr) -> Sys<()> {
     let to = if path.is_empty() { mount::MOVE_MOUNT_T_EMPTY_PATH } else { 0 };
-    bare(mount::move_mount(tree, EMPTY, place, path, (mount::MOVE_MOUNT_F_EMPTY_PATH | to) as u32))
+    bare(mount::move_mount(tree, EMPTY, place, path, mount::MOVE_MOUNT_F_EMPTY_PATH | to))
 }
 
 fn clone_flags(recursive: bool) -> u32 {
     let all = if recursive { libc::AT_RECURSIVE as u32 } else { 0 };
-    mount::OPEN_TREE_CLONE as u32 | libc::AT_EMPTY_PATH as u32 | all
+    mount::OPEN_TREE_CLONE | libc::AT_EMPTY_PATH as u32 | all
 }
 
 fn set_attributes(place: RawFd, set: u64, recursive: bool) -> Sys<()> {

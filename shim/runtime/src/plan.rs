@@ -24,6 +24,8 @@ pub(crate) enum Op {
     /// Write `0` into these cgroup files: the process joins. Faster than the parent writing its number, which takes
     /// a lock over all processes.
     JoinCgroups(Vec<Fd>),
+    /// The same, opening the files first: they did not exist when the process was made.
+    OpenAndJoinCgroups(Vec<CString>),
     /// Ask the parent to do something, and wait until it has.
     Ask(Ask),
     /// Become root of the user namespace.
@@ -114,11 +116,13 @@ pub(crate) enum Ask {
     Ready = 5,
     /// The intermediate process has made the real one.
     Born = 6,
+    /// Have the cgroups ready.
+    Cgroups = 7,
 }
 
 impl Ask {
     pub(crate) fn from_number(number: u32) -> Option<Ask> {
-        [Ask::Maps, Ask::Hooks, Ask::Console, Ask::Listener, Ask::Ready, Ask::Born]
+        [Ask::Maps, Ask::Hooks, Ask::Console, Ask::Listener, Ask::Ready, Ask::Born, Ask::Cgroups]
             .into_iter()
             .find(|ask| *ask as u32 == number)
     }
@@ -280,7 +284,7 @@ impl Op {
             Op::Keyring(name) => format!("join session keyring {}", name.to_string_lossy()),
             Op::Setns { what, .. } => format!("join {what}"),
             Op::Unshare(flags) => format!("unshare namespaces {flags:#x}"),
-            Op::JoinCgroups(_) => "join cgroup".into(),
+            Op::JoinCgroups(_) | Op::OpenAndJoinCgroups(_) => "join cgroup".into(),
             Op::Ask(ask) => format!("talk to the runtime ({ask:?})"),
             Op::BecomeRoot => "become root of the user namespace".into(),
             Op::Loopback => "bring up the loopback interface".into(),

@@ -46,7 +46,7 @@ pub(crate) fn root_tree(context: &Context<'_>, mounts: &[gantry_types::Mount]) -
 fn clone_tree(path: &Path, recursive: bool) -> std::io::Result<OwnedFd> {
     let name = c_path(path).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
     let all = if recursive { libc::AT_RECURSIVE as u32 } else { 0 };
-    mount::open_tree(mount::CWD, &name, mount::OPEN_TREE_CLONE as u32 | all)
+    mount::open_tree(mount::CWD, &name, mount::OPEN_TREE_CLONE | all)
 }
 
 fn set(

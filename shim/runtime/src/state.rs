@@ -1,5 +1,5 @@
-//! What is known of a container on disk: `STATE_DIR/ID/state.json`, written before anything is done and completed when
-//! it is, so that whoever comes after a crash can finish or undo.
+//! What is known of a container on disk, so that whoever comes after a crash can finish or undo:
+//! `STATE_DIR/ID/state.json`, written before anything is done, and `init` beside it, written when the process exists.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -22,8 +22,10 @@ pub(crate) struct Record {
     /// The bundle.
     pub(crate) bundle: PathBuf,
     /// The init on the host; 0 until it exists.
+    #[serde(skip)]
     pub(crate) pid: i32,
     /// When the init started, in the kernel's clock ticks since boot: tells it from a later process of that number.
+    #[serde(skip)]
     pub(crate) start_time: u64,
     /// When the container was made, seconds since 1970.
     pub(crate) created: u64,
@@ -41,12 +43,27 @@ impl Record {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
 
-    /// Writes the record in place of the old one.
+    /// Writes the record. A reader finds all of it or nothing.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let (path, new) = (directory.join("state.json"), directory.join("state.json.new"));
         let bytes = serde_json::to_vec(self).map_err(|error| Error::invalid("state", error.to_string()))?;
         std::fs::write(&new, bytes).map_err(|source| Error::file("write", &new, source))?;
         std::fs::rename(&new, &path).map_err(|source| Error::file("write", &path, source))
+    }
+
+    /// Writes which process the init is. Half of it would name another start time, and so no process.
+    pub(crate) fn write_init(&self, directory: &Path) -> Result<()> {
+        let path = directory.join("init");
+        let text = format!("{} {}\n", self.pid, self.start_time);
+        std::fs::write(&path, text).map_err(|source| Error::file("write", &path, source))
+    }
+
+    fn read_init(&mut self, directory: &Path) {
+        let text = std::fs::read_to_string(directory.join("init")).unwrap_or_default();
+        let fields = text.strip_suffix('\n').and_then(|line| line.split_once(' '));
+        if let Some((pid, start)) = fields.and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?))) {
+            (self.pid, self.start_time) = (pid, start);
+        }
     }
 
     /// Reads the record of a container.
@@ -59,7 +76,13 @@ impl Record {
             }
             other => other?,
         };
-        serde_json::from_slice(&bytes).map_err(|error| Error::Json { what: "state", path, reason: error.to_string() })
+        let mut record: Record = serde_json::from_slice(&bytes).map_err(|error| Error::Json {
+            what: "state",
+            path,
+            reason: error.to_string(),
+        })?;
+        record.read_init(&state_dir.join(id));
+        Ok(record)
     }
 }
 

@@ -109,31 +109,23 @@ impl Cgroup {
         self.hierarchies.is_empty()
     }
 
-    /// Makes the directories and sets the limits. What was made by a failure stays for [`Cgroup::remove`].
-    pub(crate) fn create(&self, resources: &Resources) -> Result<()> {
+    /// Makes the directory of the v2 tree, in which a process is made.
+    pub(crate) fn create_unified(&self) -> Result<()> {
         if let Some(unit) = &self.unit {
-            return Err(Error::Unsupported { what: format!("systemd cgroup {}: use Cgroup::adopt", unit.name) });
+            return Err(Error::Unsupported { what: format!("the systemd cgroup driver (unit {})", unit.name) });
         }
-        self.make_directories()?;
-        self.limit(resources, true)
-    }
-
-    /// With systemd: has it make the scope around a waiting process, then completes what systemd does not do.
-    pub(crate) fn adopt(&self, pid: i32, resources: &Resources) -> Result<()> {
-        if let Some(unit) = &self.unit {
-            unit.start(pid, resources, self.is_v2())?;
-        }
-        self.make_directories()?;
-        self.limit(resources, true)
-    }
-
-    fn make_directories(&self) -> Result<()> {
-        self.hierarchies.iter().try_for_each(v1::make)?;
         match &self.unified {
             Some(path) if self.is_v2() => v2::make(path),
             Some(path) => file::make_directory(path),
             None => Ok(()),
         }
+    }
+
+    /// Makes the directories of v1 hierarchies and sets the limits. What was made by a failure stays for
+    /// [`Cgroup::remove`].
+    pub(crate) fn create(&self, resources: &Resources) -> Result<()> {
+        self.hierarchies.iter().try_for_each(v1::make)?;
+        self.limit(resources, true)
     }
 
     fn limit(&self, resources: &Resources, new: bool) -> Result<()> {
@@ -151,6 +143,11 @@ impl Cgroup {
     /// The files a process writes `0` into to join every v1 hierarchy.
     pub(crate) fn join_files(&self) -> Result<Vec<Fd>> {
         self.hierarchies.iter().map(|hierarchy| file::open_write(&hierarchy.path.join("tasks"))).collect()
+    }
+
+    /// The paths of [`Cgroup::join_files`].
+    pub(crate) fn join_paths(&self) -> Result<Vec<std::ffi::CString>> {
+        self.hierarchies.iter().map(|hierarchy| crate::plan::c_path(&hierarchy.path.join("tasks"))).collect()
     }
 
     /// The directory to clone into.
@@ -228,9 +225,6 @@ impl Cgroup {
 
     /// Removes the directories; those that are gone are fine.
     pub(crate) fn remove(&self) -> Result<()> {
-        if let Some(unit) = &self.unit {
-            unit.stop();
-        }
         let results = self.every_directory().map(file::remove_tree).collect::<Vec<_>>();
         results.into_iter().collect()
     }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::spec::Resources;
 
 /// A scope (or slice) that holds a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,15 +52,6 @@ impl Unit {
         }
         path.join(&self.name)
     }
-
-    /// Asks systemd for the unit, around a process.
-    pub(crate) fn start(&self, pid: i32, resources: &Resources, v2: bool) -> Result<()> {
-        let _ = (pid, resources, v2);
-        Err(Error::Unsupported { what: format!("the systemd cgroup driver (unit {})", self.name) })
-    }
-
-    /// Asks systemd to stop the unit; it may be gone.
-    pub(crate) fn stop(&self) {}
 }
 
 #[cfg(test)]
