@@ -46,21 +46,14 @@ fn contents(root: &Path) -> String {
 /// Digest of everything a tar can say of a tree: contents, hard links, extended attributes too.
 fn fingerprint(lab: &Lab, root: &Path, name: &str) -> String {
     let tar = lab.path(&format!("{name}.fingerprint"));
-    let args = [
-        "--create",
-        "--file",
-        &tar.to_string_lossy(),
-        "--directory",
-        &root.to_string_lossy(),
-        "--sort=name",
-        "--numeric-owner",
-        "--xattrs",
-        "--xattrs-include=*",
-        "--format=posix",
-        "--pax-option=delete=atime,delete=ctime",
-        ".",
-    ];
-    run("tar", &args);
+    // Not the root itself: its time is when it was made.
+    let script = format!(
+        "cd '{}' && find . -mindepth 1 -maxdepth 1 -print0 | sort -z | tar --create --file '{}' --null --files-from=- \
+         --sort=name --numeric-owner --xattrs '--xattrs-include=*' --format=posix --pax-option=delete=atime,delete=ctime",
+        root.display(),
+        tar.display()
+    );
+    run("sh", &["-c", &script]);
     let digest = digest_of(&tar);
     std::fs::remove_file(&tar).expect("remove what was just made");
     digest
