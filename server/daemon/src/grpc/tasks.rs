@@ -15,6 +15,9 @@ use super::decode::filter;
 use super::{Reply, Services};
 use crate::{scope, status};
 
+/// Go's zero time, which clients test for: the process has not ended.
+const NEVER: Timestamp = Timestamp { seconds: -62_135_596_800, nanos: 0 };
+
 #[async_trait]
 impl Tasks for Services {
     async fn create(&self, request: Request<wire::CreateTaskRequest>) -> Reply<wire::CreateTaskResponse> {
@@ -194,7 +197,7 @@ fn process_to_wire(process: Process) -> task::Process {
         stderr: process.stderr,
         terminal: process.terminal,
         exit_status: process.exit_status,
-        exited_at: process.exited_at.map(time_to_wire),
+        exited_at: Some(process.exited_at.map_or(NEVER, time_to_wire)),
     }
 }
 
