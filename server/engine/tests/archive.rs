@@ -1,9 +1,10 @@
 //! Push, export and import: what goes out comes back the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 
 mod common;
 
 use common::{Host, registry};
-use gantry_engine::transfer::{Export, Import, ProgressSink, Push, Unpack};
+use gantry_engine::transfer::{Export, ImageReference, Import, ProgressSink, Push, Unpack};
 use gantry_engine::{ErrorKind, HasKind, Platform};
 use gantry_registry::image::Builder;
 
@@ -45,7 +46,8 @@ async fn an_exported_image_is_imported_unpacked_and_the_same() {
     let other = Host::new().await;
     let file = tokio::fs::File::open(&path).await.unwrap();
     let unpack = Unpack { platform: Platform::host(), snapshotter: String::new() };
-    let import = Import { unpacks: vec![unpack], ..Import::default() };
+    let every_name = ImageReference { is_prefix: true, allow_overwrite: true, ..ImageReference::default() };
+    let import = Import { unpacks: vec![unpack], references: vec![every_name], ..Import::default() };
     let images =
         other.engine.transfer.import(&other.scope, Box::new(file), import, ProgressSink::default()).await.unwrap();
     assert_eq!(

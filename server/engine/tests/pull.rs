@@ -1,4 +1,5 @@
 //! Pulling and unpacking, from a registry that behaves and from one that does not.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 
 mod common;
 

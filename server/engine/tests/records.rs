@@ -1,4 +1,5 @@
 //! Records, their events and their garbage.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 
 mod common;
 

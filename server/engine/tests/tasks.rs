@@ -1,4 +1,5 @@
 //! Tasks under the real shim, with busybox as the root file system. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! An engine in temporary directories, and what it must not leave behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::{Path, PathBuf};
