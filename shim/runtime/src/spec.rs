@@ -609,7 +609,8 @@ impl Spec {
         self.check_namespaces()?;
         self.check_names()?;
         self.check_mounts()?;
-        self.check_sysctls()
+        self.check_sysctls()?;
+        self.check_supported()
     }
 
     /// The namespace entry of a kind.
@@ -684,6 +685,17 @@ impl Spec {
             if !path.starts_with('/') {
                 return Err(Error::invalid("linux.maskedPaths", format!("{path:?} is not absolute")));
             }
+        }
+        Ok(())
+    }
+
+    /// What would otherwise be passed over in silence.
+    fn check_supported(&self) -> Result<()> {
+        if self.linux.intel_rdt.is_some() {
+            return Err(Error::Unsupported { what: "linux.intelRdt".to_owned() });
+        }
+        if !self.linux.net_devices.is_empty() {
+            return Err(Error::Unsupported { what: "linux.netDevices".to_owned() });
         }
         Ok(())
     }
@@ -776,4 +788,52 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::file("read", path, std::io::Error::from_raw_os_error(libc::EFBIG)));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(json: &str) -> String {
+        Spec::parse(json.as_bytes()).expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn configurations_that_cannot_be_are_refused_with_the_member_that_is_wrong() {
+        for (json, words) in [
+            ("{", "EOF"),
+            ("{}", "ociVersion"),
+            (r#"{"ociVersion": "2.0.0"}"#, "ociVersion"),
+            (r#"{"ociVersion": "1.0.2"}"#, "root"),
+            (r#"{"ociVersion": "1.0.2", "root": {"path": "r"}}"#, "mount namespace"),
+            (r#"{"ociVersion": "1.0.2", "root": {"path": "r"}, "linux": {"namespaces": [{"type": "x"}]}}"#, "\"x\""),
+            (
+                r#"{"ociVersion": "1.0.2", "root": {"path": "r"}, "linux": {"namespaces": [{"type": "mount"}, {"type": "mount"}]}}"#,
+                "twice",
+            ),
+            (
+                r#"{"ociVersion": "1.0.2", "root": {"path": "r"}, "hostname": "h", "linux": {"namespaces": [{"type": "mount"}]}}"#,
+                "UTS",
+            ),
+            (r#"{"ociVersion": "1.0.2", "root": {"path": "r"}, "process": {"args": [], "cwd": "/"}}"#, "process.args"),
+            (
+                r#"{"ociVersion": "1.0.2", "root": {"path": "r"}, "process": {"args": ["x"], "cwd": "rel"}}"#,
+                "process.cwd",
+            ),
+            (
+                r#"{"ociVersion": "1.0.2", "root": {"path": "r"}, "linux": {"namespaces": [{"type": "mount"}], "sysctl": {"net.x": "1"}}}"#,
+                "net.x",
+            ),
+        ] {
+            let text = refusal(json);
+            assert!(text.contains(words), "{words:?} in {text:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_members_are_passed_over() {
+        let json = r#"{"ociVersion": "1.9.0", "root": {"path": "r"}, "new": 1,
+            "linux": {"namespaces": [{"type": "mount", "novel": []}]}}"#;
+        assert!(Spec::parse(json.as_bytes()).is_ok());
+    }
 }

@@ -1,5 +1,13 @@
 //! What a container's cgroup has used: raw numbers, as the kernel's files say them, for both cgroup versions.
 
+/// What the cgroup of any process has used: for containers that another runtime made.
+///
+/// # Errors
+/// [`crate::Error::File`] when the process is gone.
+pub fn of_process(pid: i32) -> crate::Result<Stats> {
+    crate::cgroups::Cgroup::of_process(pid)?.stats()
+}
+
 /// Usage of a container's cgroup.
 #[derive(Clone, Debug)]
 pub enum Stats {

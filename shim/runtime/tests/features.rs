@@ -1,5 +1,6 @@
 //! What a configuration asks for is what the process finds: mounts, devices, users, capabilities, seccomp, limits,
 //! namespaces, hooks.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Life of a container: create, start, exec, signals, freezing, limits, delete; what is left (nothing).
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -117,7 +118,7 @@ fn executed_processes_share_namespaces_and_cgroup() {
 
 #[test]
 fn programs_that_cannot_run_are_named_as_runc_names_them() {
-    let text = |args: &[&str]| Bundle::new(args).run().unwrap_err().to_string();
+    let text = |args: &[&str]| Bundle::new(args).create(Stdio::Null).expect_err("creating fails already").to_string();
     assert_eq!(text(&["nope"]), r#"exec: "nope": executable file not found in $PATH"#);
     assert_eq!(text(&["/nope"]), r#"exec: "/nope": stat /nope: no such file or directory"#);
     assert_eq!(text(&["/etc/passwd"]), r#"exec: "/etc/passwd": permission denied"#);
@@ -229,4 +230,26 @@ fn deletion_kills_what_the_init_left_in_a_shared_pid_namespace() {
     assert_eq!(container.pids().unwrap().len(), 1);
     container.delete(false).unwrap();
     assert!(bundle.leftovers().is_empty());
+}
+
+#[test]
+fn usage_is_found_by_a_process_too() {
+    let bundle = Bundle::new(&["sleep", "100"]);
+    let mut container = bundle.create(Stdio::Null).unwrap();
+    let gantry_runtime::Stats::V1(stats) = gantry_runtime::stats::of_process(container.pid()).unwrap() else { return };
+    assert_eq!(stats.pids_current, 1);
+    container.delete(true).unwrap();
+    wait(container.pid());
+}
+
+#[test]
+fn many_created_and_deleted_containers_leave_no_descriptor() {
+    let bundle = Bundle::new(&["true"]);
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    bundle.output();
+    let before = count();
+    for _ in 0..10 {
+        bundle.output();
+    }
+    assert_eq!(count(), before);
 }

@@ -76,8 +76,19 @@ impl Cgroup {
         }
     }
 
+    /// The cgroup a process is in.
+    pub(crate) fn of_process(pid: i32) -> Result<Cgroup> {
+        Cgroup::from_membership(Path::new(&format!("/proc/{pid}/cgroup")), &|path| Ok(clean(path)))
+    }
+
     fn at(place: &dyn Fn(&str) -> Result<PathBuf>) -> Result<Cgroup> {
-        let own = file::read(Path::new("/proc/self/cgroup"))?;
+        Cgroup::from_membership(Path::new("/proc/self/cgroup"), place)
+    }
+
+    /// The hierarchies as a process's `cgroup` file lists them, each with the directory that `place` makes of the
+    /// process's own.
+    fn from_membership(list: &Path, place: &dyn Fn(&str) -> Result<PathBuf>) -> Result<Cgroup> {
+        let own = file::read(list)?;
         let root = Path::new(ROOT);
         if file::fs_type(root) == Some(CGROUP_V2_MAGIC) {
             return Ok(Cgroup { unified: Some(below(root, &place(own_path(&own, ""))?)), ..Cgroup::default() });
