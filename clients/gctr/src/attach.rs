@@ -1,6 +1,8 @@
 //! Connecting this process's standard streams with a task's pipes until the task ends.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_client::{Exit, Fifos, Task};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -13,19 +15,22 @@ use crate::terminal;
 /// Output readers that run from before the task is created, so that nothing is lost.
 pub struct Output {
     copies: Vec<JoinHandle<io::Result<()>>>,
+    exited: Arc<AtomicBool>,
 }
 
 impl Output {
     /// Opens the pipes and starts copying.
     pub fn start(fifos: &Fifos) -> Result<Output, Error> {
         let (stdout, stderr) = fifos.readers()?;
-        let mut copies = vec![tokio::spawn(copy(stdout, tokio::io::stdout()))];
-        copies.extend(stderr.map(|stderr| tokio::spawn(copy(stderr, tokio::io::stderr()))));
-        Ok(Output { copies })
+        let exited = Arc::new(AtomicBool::new(false));
+        let mut copies = vec![tokio::spawn(copy(stdout, tokio::io::stdout(), Arc::clone(&exited)))];
+        copies.extend(stderr.map(|stderr| tokio::spawn(copy(stderr, tokio::io::stderr(), Arc::clone(&exited)))));
+        Ok(Output { copies, exited })
     }
 
     /// Waits until all that the task wrote has been passed on.
     pub async fn finish(self) {
+        self.exited.store(true, Ordering::Release);
         for copy in self.copies {
             // The pipe ends when the shim closes it; should a stray child keep it open, the exit code still counts.
             let _ = tokio::time::timeout(std::time::Duration::from_secs(2), copy).await;
@@ -33,13 +38,18 @@ impl Output {
     }
 }
 
-/// Copies until the end. A pipe that no writer has opened yet reads as ended, so the first end is waited over.
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+/// Copies until the end. A pipe that no writer has opened yet reads as ended, too; it is the end once something came or
+/// the task has exited.
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    exited: Arc<AtomicBool>,
+) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     let mut begun = false;
     loop {
         match from.read(&mut buffer).await? {
-            0 if begun => return Ok(()),
+            0 if begun || exited.load(Ordering::Acquire) => return Ok(()),
             0 => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
             n => {
                 begun = true;
