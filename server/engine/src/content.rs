@@ -277,11 +277,16 @@ impl Writer {
         joining.await.map_err(Error::task("commit"))?
     }
 
-    async fn join(self, size: Option<u64>, expected: Option<Digest>, labels: Labels) -> Result<Blob> {
-        let core = &self.core;
-        let together = core.joint.read().await;
+    async fn join(mut self, size: Option<u64>, expected: Option<Digest>, labels: Labels) -> Result<Blob> {
+        let core = Arc::clone(&self.core);
+        let digest = match expected {
+            Some(ref digest) => digest.clone(),
+            None => self.digest().await?,
+        };
+        let _together = core.joint.read().await;
+        let _one = core.joining.lock(digest.as_str()).await;
         let (digest, size) = match self.inner {
-            Inner::Open(writer) => bytes_of(core, writer, size, expected.as_ref()).await?,
+            Inner::Open(writer) => bytes_of(&core, writer, size, expected.as_ref()).await?,
             Inner::Shared(status) => checked(&self.reference, status, size, expected.as_ref())?,
         };
         let blobs = core.db.blobs(&self.scope.namespace);
@@ -290,8 +295,7 @@ impl Writer {
             Ok(blob) => blob,
             Err(DbError::AlreadyExists(_)) => return Err(StoreError::AlreadyExists { digest }.into()),
             Err(error) => {
-                drop(together);
-                forsake(core, &digest).await;
+                forsake(&core, &digest).await;
                 return Err(error.into());
             }
         };
@@ -313,9 +317,8 @@ impl Writer {
     }
 }
 
-/// Removes the bytes of a blob that could not be entered anywhere.
+/// Removes the bytes of a blob that could not be entered anywhere. Only for who has the digest's turn to join.
 async fn forsake(core: &Core, digest: &Digest) {
-    let _apart = core.joint.write().await;
     if core.db.known_digests().contains(digest) {
         return;
     }

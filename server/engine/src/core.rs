@@ -13,6 +13,7 @@ use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
+use crate::keyed::Keyed;
 use crate::ops::Ops;
 use crate::{Config, Error, Result};
 
@@ -27,6 +28,8 @@ pub(crate) struct Core {
     pub(crate) ops: Ops,
     /// Held for reading while bytes and their record are joined, for writing while a collection takes them apart.
     pub(crate) joint: RwLock<()>,
+    /// One joining of bytes and record of a digest at a time, so that a failed one can take its bytes back.
+    pub(crate) joining: Keyed,
     /// Wakes the collector.
     pub(crate) garbage: Notify,
     /// Bounds the layers unpacked at once.

@@ -20,6 +20,7 @@ use crate::diff::Diff;
 use crate::events::Events;
 use crate::gc::Gc;
 use crate::images::Images;
+use crate::keyed::Keyed;
 use crate::leases::Leases;
 use crate::namespaces::Namespaces;
 use crate::ops::Ops;
@@ -172,6 +173,7 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         events: Events::new(config.event_log),
         ops: Ops::default(),
         joint: RwLock::new(()),
+        joining: Keyed::default(),
         garbage: Notify::new(),
         unpacking: Semaphore::new(config.concurrent_unpacks.max(1)),
         stop: CancellationToken::new(),

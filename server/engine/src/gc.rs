@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use gantry_metadata::CollectOptions;
+use gantry_metadata::gc::Node;
+use gantry_metadata::{CollectOptions, Target};
+use gantry_ttrpc::pb::containerd::events::{ContentDelete, SnapshotRemove};
+use gantry_types::Namespace;
 use tokio::sync::Mutex;
 
 use crate::Result;
 use crate::core::Core;
+use crate::images::ImageDelete;
 
 /// What a collection removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,10 +119,31 @@ impl Gc {
         for internal in &found.ingests {
             collected.ingests += u64::from(gone("ingest", internal, core.store.abort(internal).await));
         }
+        found.removed.iter().for_each(|removal| self.tell(&removal.node));
         if !found.removed.is_empty() {
             tracing::debug!(?collected, "garbage collected");
         }
         Ok(collected)
+    }
+}
+
+impl Gc {
+    /// What goes by itself is announced like what is deleted.
+    fn tell(&self, node: &Node) {
+        let Ok(namespace) = node.namespace.parse::<Namespace>() else { return };
+        match &node.target {
+            Target::Content(digest) => {
+                self.core.emit(&namespace, "/content/delete", &ContentDelete { digest: digest.clone() });
+            }
+            Target::Snapshot { snapshotter, key } => {
+                let event = SnapshotRemove { key: key.clone(), snapshotter: snapshotter.clone() };
+                self.core.emit(&namespace, "/snapshot/remove", &event);
+            }
+            Target::Image(name) => {
+                self.core.emit(&namespace, "/images/delete", &ImageDelete { name: name.clone() });
+            }
+            _ => {}
+        }
     }
 }
 

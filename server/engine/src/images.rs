@@ -90,9 +90,10 @@ struct ImageUpdate {
 
 /// Payload of `/images/delete`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct ImageDelete {
+pub(crate) struct ImageDelete {
+    /// Name of the image.
     #[prost(string, tag = "1")]
-    name: String,
+    pub(crate) name: String,
 }
 
 /// Names the payloads as on the wire.

@@ -37,7 +37,9 @@ fn image(name: &str, digest: &Digest, size: u64) -> Image {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_is_announced_in_the_order_of_the_calls() {
     let host = Host::new().await;
-    let (engine, scope) = (&host.engine, &host.scope);
+    let engine = &host.engine;
+    let lease = engine.leases.create(&host.scope, None, Labels::new()).await.unwrap();
+    let scope = &Scope { lease: Some(lease.id), ..host.scope.clone() };
     let mut events = engine.events.subscribe(Filter::default());
     let digest = Digest::of(b"data");
     engine.content.write_all(scope, &digest, Bytes::from_static(b"data"), Labels::new()).await.unwrap();
@@ -81,7 +83,11 @@ async fn what_a_lease_keeps_goes_with_it() {
     assert_eq!(engine.content.info(scope, &digest).await.unwrap().size, 4);
     let kept = engine.leases.resources(scope, "keeper").await.unwrap();
     assert!(kept.contains(&Resource::Content(digest.clone())), "{kept:?}");
+    let mut events = engine.events.subscribe(Filter::default());
     engine.leases.delete(scope, "keeper", true).await.unwrap();
+    let mut told = [events.next().await.unwrap().topic.clone(), events.next().await.unwrap().topic.clone()];
+    told.sort();
+    assert_eq!(told, ["/content/delete", "/snapshot/remove"]);
     assert_eq!(engine.content.info(scope, &digest).await.unwrap_err().kind(), ErrorKind::NotFound);
     host.assert_empty().await;
 }

@@ -118,7 +118,7 @@ impl Files {
 async fn read_files(t: &Transfer, scope: &Scope, archive: Box<dyn AsyncRead + Send + Unpin>) -> Result<Files> {
     let (content, scope, handle) = (t.content.clone(), scope.clone(), Handle::current());
     let reading = move || {
-        let broken = |error: std::io::Error| Error::invalid("archive", error.to_string());
+        let broken = |error: std::io::Error| broken_archive(&error);
         let bridge = SyncIoBridge::new_with_handle(archive, handle.clone());
         let ahead = std::io::BufReader::with_capacity(READ_AHEAD, bridge);
         let stream = Decompressor::detect(ahead).map_err(broken)?;
@@ -146,13 +146,13 @@ struct Ingest<'a> {
 impl Ingest<'_> {
     fn entry<R: Read>(&self, entry: &mut tar::Entry<'_, R>, files: &mut Files) -> Result<()> {
         let bad = |reason: String| Error::invalid("archive", reason);
-        let path = clean(&entry.path().map_err(|e| bad(e.to_string()))?)?;
+        let path = clean(&entry.path().map_err(|e| broken_archive(&e))?)?;
         if files.blobs.len() + files.links.len() >= MAX_FILES {
             return Err(bad(format!("more than {MAX_FILES} files")));
         }
         let kind = entry.header().entry_type();
         if kind.is_symlink() {
-            let target = entry.link_name().map_err(|e| bad(e.to_string()))?.unwrap_or_default();
+            let target = entry.link_name().map_err(|e| broken_archive(&e))?.unwrap_or_default();
             let target = path.parent().unwrap_or(Path::new("")).join(target);
             files.links.insert(path, normal(&target));
         } else if kind.is_file() {
@@ -224,7 +224,7 @@ fn chunk(from: &mut impl Read, left: u64) -> Result<Bytes> {
     let mut piece = BytesMut::zeroed(want);
     let mut have = 0;
     while have < want {
-        match from.read(&mut piece[have..]).map_err(|e| broken(e.to_string()))? {
+        match from.read(&mut piece[have..]).map_err(|e| broken_archive(&e))? {
             0 => return Err(broken("it ends within a file".into())),
             n => have += n,
         }
@@ -239,7 +239,9 @@ fn clean(path: &Path) -> Result<PathBuf> {
         match part {
             Component::Normal(name) => clean.push(name),
             Component::CurDir => {}
-            _ => return Err(Error::invalid("archive", format!("{} leads out of it", path.display()))),
+            _ => {
+                return Err(Error::invalid("archive", format!("{:?} leads out of it", shown(&path.to_string_lossy()))));
+            }
         }
     }
     Ok(clean)
@@ -272,7 +274,7 @@ fn check_layout(entry: &mut impl Read, size: u64) -> Result<()> {
     }
     let mut text = Vec::new();
     let read = entry.take(size.min(64 << 10)).read_to_end(&mut text);
-    read.map_err(|e| Error::invalid("archive", e.to_string()))?;
+    read.map_err(|e| broken_archive(&e))?;
     let layout: Layout = serde_json::from_slice(&text).map_err(|e| Error::invalid("oci-layout", e.to_string()))?;
     if layout.version == "1.0.0" {
         return Ok(());
@@ -323,7 +325,8 @@ async fn docker_manifest(
     entry: &DockerEntry,
     compress: bool,
 ) -> Result<Descriptor> {
-    let missing = |what: &str| Error::invalid("archive", format!("manifest.json names {what:?}, which is not there"));
+    let missing =
+        |what: &str| Error::invalid("archive", format!("manifest.json names {:?}, which is not there", shown(what)));
     let find = |name: &str| files.blob(&normal(Path::new(name))).ok_or_else(|| missing(name));
     let (digest, size) = find(&entry.config)?;
     let config = Descriptor::new(media_type::DOCKER_CONFIG, digest.clone(), *size);
@@ -450,6 +453,18 @@ async fn save(t: &Transfer, scope: &Scope, name: String, target: Descriptor, lab
         Err(error) if is_present(&error) => t.images.update(scope, image, &[]).await,
         done => done,
     }
+}
+
+/// What a reader of archives says, which may quote the archive's bytes: as one line, and not all of it.
+fn broken_archive(error: &std::io::Error) -> Error {
+    let said = error.to_string();
+    let line: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(160).collect();
+    Error::invalid("archive", line)
+}
+
+/// The beginning of a name out of an archive.
+fn shown(name: &str) -> String {
+    name.chars().take(80).collect()
 }
 
 #[cfg(test)]
