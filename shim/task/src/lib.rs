@@ -7,6 +7,7 @@
 pub mod args;
 pub mod bootstrap;
 pub mod bundle;
+pub mod cgroup;
 pub mod console;
 pub mod copy;
 pub mod delete;

@@ -5,24 +5,29 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use gantry_mount::{Unmount, mount_all, unmount_all};
+use gantry_runtime::Spec;
 use gantry_types::ErrorKind;
 use serde::Deserialize;
 
 use crate::bundle::{self, Bundle};
 use crate::console::ConsoleSocket;
 use crate::runtime::{Executed, ProcessIo, Wanted};
-use crate::{Error, sys};
+use crate::stale::Identity;
+use crate::{Error, cgroup, sys};
 
 /// How long one invocation may take: hooks run within create and start.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// How often to look whether it has ended.
 const POLL: Duration = Duration::from_millis(1);
+/// How long a killed invocation may take to end.
+const END: Duration = Duration::from_secs(2);
 /// Most of its log that is read for an error text.
 const MAX_LOG: usize = 64 << 10;
 
@@ -174,6 +179,32 @@ impl CommandLine {
         self.unmount()
     }
 
+    /// Clears away a container whose shim is gone, however far the program had come: it notes what it made only later.
+    ///
+    /// # Errors
+    /// As [`CommandLine::delete`]; may be repeated.
+    pub fn purge(&self) -> Result<(), Error> {
+        self.end_invocations();
+        let deleted = self.delete(true);
+        if let Ok(spec) = Spec::load(self.bundle.dir())
+            && !self.command.systemd_cgroup
+        {
+            cgroup::sweep(&spec.linux.cgroups_path);
+        }
+        deleted
+    }
+
+    /// Kills what still runs of the program for this bundle, and waits for its end: it knows its log by argument.
+    fn end_invocations(&self) {
+        let log = self.log();
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let ours = pids.filter(|pid| has_argument(*pid, &log)).filter_map(Identity::of);
+        for process in ours.collect::<Vec<_>>() {
+            process.end(END);
+        }
+    }
+
     fn unmount(&self) -> Result<(), Error> {
         let rootfs = self.bundle.rootfs();
         if rootfs.exists() {
@@ -249,7 +280,8 @@ impl CommandLine {
             command.arg("--systemd-cgroup");
         }
         command.stdin(Stdio::null());
-        sys::unblock_signals(&mut command);
+        // Without a shim nobody could tell how far it came.
+        sys::die_with_parent(&mut command);
         command
     }
 
@@ -282,6 +314,11 @@ impl CommandLine {
     fn failed(&self, verb: &'static str, reason: String) -> Error {
         Error::Program { program: format!("OCI runtime {}", self.command.program), verb, reason }
     }
+}
+
+fn has_argument(pid: u32, wanted: &Path) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == wanted.as_os_str().as_bytes())
 }
 
 /// How runc and crun say that there is nothing to signal any more.

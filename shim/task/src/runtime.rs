@@ -213,7 +213,7 @@ pub fn purge(bundle: &Bundle) -> Result<(), Error> {
     let Some(record) = bundle.record()? else { return Ok(()) };
     match record.command {
         None => Container::purge(&bundle.state(), &record.id).map_err(Error::runtime("delete")),
-        Some(command) => CommandLine::adopt(command, &record.id, bundle).delete(true),
+        Some(command) => CommandLine::adopt(command, &record.id, bundle).purge(),
     }
 }
 

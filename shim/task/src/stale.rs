@@ -24,17 +24,32 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Who has this process id now.
+    /// Who has this process id now; a dead one that was not reaped yet is nobody.
     pub fn of(pid: u32) -> Option<Identity> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name in field 2 may hold anything; fields are counted behind its closing bracket.
-        let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        let started = fields.nth(18)?.parse().ok()?;
         Some(Identity { pid, started })
     }
 
     /// Whether it still lives.
     pub fn is_alive(self) -> bool {
         Identity::of(self.pid) == Some(self)
+    }
+
+    /// Kills it and waits for its end, at most so long.
+    pub fn end(self, patience: Duration) {
+        let Ok(pid) = i32::try_from(self.pid) else { return };
+        // It may end by itself meanwhile; then there is nothing to do.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let deadline = Instant::now() + patience;
+        while self.is_alive() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -44,13 +59,7 @@ pub fn end_if_silent(bundle: &Bundle, socket: &Path) {
     if answers(socket) {
         return;
     }
-    let Ok(pid) = i32::try_from(shim.pid) else { return };
-    // It may end by itself meanwhile; then there is nothing to do.
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    let deadline = Instant::now() + PATIENCE;
-    while shim.is_alive() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    shim.end(PATIENCE);
 }
 
 fn answers(socket: &Path) -> bool {

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::args::Args;
 use crate::bootstrap::{Bootstrap, group};
 use crate::bundle::Bundle;
-use crate::{Error, log, stale, sys};
+use crate::{Error, cgroup, stale, sys};
 
 /// Longest message on stdin.
 const MAX_STDIN: u64 = 4 << 20;
@@ -56,7 +56,7 @@ fn serve(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path) -> 
             if let Some(options) = bootstrap.runc_options()
                 && !options.shim_cgroup.is_empty()
             {
-                join_cgroup(&options.shim_cgroup, pid);
+                cgroup::join(&options.shim_cgroup, pid);
             }
             Ok(())
         }
@@ -153,33 +153,6 @@ fn prefer_for_oom(pid: u32) {
     let score = fs::read_to_string(format!("/proc/{daemon}/oom_score_adj"));
     let Some(score) = score.ok().and_then(|text| text.trim().parse::<i32>().ok()) else { return };
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), (score + 1).min(MAX_OOM_SCORE).to_string());
-}
-
-/// Puts the shim into a cgroup of the client's choice, in every hierarchy there is.
-fn join_cgroup(name: &str, pid: u32) {
-    let relative = Path::new(name.trim_start_matches('/'));
-    if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        return log::warning("the shim's cgroup is no plain path", &name);
-    }
-    for hierarchy in hierarchies() {
-        let directory = hierarchy.join(relative);
-        let joined =
-            fs::create_dir_all(&directory).and_then(|()| fs::write(directory.join("cgroup.procs"), pid.to_string()));
-        if let Err(error) = joined {
-            log::warning("the shim cannot join its cgroup", &error);
-        }
-    }
-}
-
-fn hierarchies() -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    if root.join("cgroup.controllers").exists() {
-        return vec![root.to_owned()];
-    }
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    let hierarchy =
-        |path: &PathBuf| !path.is_symlink() && path.join("cgroup.procs").exists() && !path.ends_with("cpuset");
-    entries.map(|entry| entry.path()).filter(hierarchy).collect()
 }
 
 #[cfg(test)]

@@ -44,10 +44,22 @@ pub fn detach(command: &mut Command, fds: &[BorrowedFd<'_>]) {
     unsafe { command.pre_exec(move || prepare(&fds)) };
 }
 
-/// Unblocks the signals that the shim blocks for itself, in the process of the command.
-pub fn unblock_signals(command: &mut Command) {
+/// Has the kernel kill the command's process when this one dies, and unblocks the signals that the shim blocks for itself.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
     // SAFETY: the closure makes only async-signal-safe calls and allocates nothing.
-    unsafe { command.pre_exec(unblock) };
+    unsafe { command.pre_exec(move || bind_to(parent)) };
+}
+
+fn bind_to(parent: u32) -> io::Result<()> {
+    unblock()?;
+    // SAFETY: sets a number on this process.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+    // SAFETY: takes no arguments. The parent may have died before it was asked to be watched.
+    if unsafe { libc::getppid() }.cast_unsigned() != parent {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
 }
 
 fn prepare(fds: &[RawFd]) -> io::Result<()> {
