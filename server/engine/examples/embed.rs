@@ -55,7 +55,7 @@ async fn run(engine: &Engine, scope: &Scope, pull: Pull, command: &[String]) -> 
     let image = engine.transfer.pull(scope, pull, progress).await?;
     telling.await?;
     let (config, top) = unpacked(engine, scope, &image.target).await?;
-    engine.containers.create(scope, container(scope, &image.name, &config, command)?).await?;
+    engine.containers.create(scope, container(engine, scope, &image.name, &config, command)?).await?;
     let mounts = engine.snapshots.prepare(scope, "", ID, &top, Labels::new()).await?;
     let output = format!("file://{}", engine.config().state.join("output").display());
     let create =
@@ -81,7 +81,13 @@ async fn unpacked(engine: &Engine, scope: &Scope, target: &Descriptor) -> Outcom
     Ok((config.config().clone().unwrap_or_default(), top))
 }
 
-fn container(scope: &Scope, image: &str, config: &ProcessConfig, command: &[String]) -> Outcome<Container> {
+fn container(
+    engine: &Engine,
+    scope: &Scope,
+    image: &str,
+    config: &ProcessConfig,
+    command: &[String],
+) -> Outcome<Container> {
     let spec = SpecBuilder::new(&scope.namespace, ID)?.image(config, command).build()?;
     let spec = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
@@ -93,7 +99,7 @@ fn container(scope: &Scope, image: &str, config: &ProcessConfig, command: &[Stri
         image: image.to_owned(),
         runtime: Runtime { name: "io.containerd.runc.v2".into(), options: None },
         spec: Some(spec),
-        snapshotter: String::new(),
+        snapshotter: engine.snapshots.default_name().to_owned(),
         snapshot_key: ID.into(),
         sandbox_id: String::new(),
         extensions: Default::default(),

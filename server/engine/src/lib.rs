@@ -33,6 +33,7 @@ pub mod transfer;
 pub use config::{Config, UnpackLimits};
 pub use engine::{Engine, OpenReport, Repair};
 pub use error::{Error, Result};
+pub use gantry_registry::Config as RegistryConfig;
 pub use gantry_spec as spec;
 pub use gantry_types::{
     Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Mount, Namespace, Platform, Scope,

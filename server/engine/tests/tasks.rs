@@ -104,7 +104,7 @@ async fn assert_nothing_left(host: &Host) {
     }
     assert!(shims(host).is_empty(), "{:?}", shims(host));
     assert!(bundles(host).is_empty(), "{:?}", bundles(host));
-    assert!(host.engine.ops.list().is_empty(), "{:?}", host.engine.ops.list());
+    assert!(host.running().is_empty(), "{:?}", host.running());
 }
 
 fn bundles(host: &Host) -> Vec<PathBuf> {

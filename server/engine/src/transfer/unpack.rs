@@ -146,13 +146,16 @@ impl One<'_> {
             mounts,
         };
         let (feed, drain) = stream::pipe();
-        self.report.blob("extracting", descriptor, 0);
         match source {
             Source::Coming(wanted) => {
                 let _ = wanted.send(Some(feed));
-                job.run(drain, false, Arc::new(Control::default())).await
+                let applied = job.run(drain, false, Arc::new(Control::default())).await;
+                // Until now the line was that of the download.
+                self.report.blob("extracting", descriptor, descriptor.size);
+                applied
             }
             Source::Stored | Source::Fetched(_) => {
+                self.report.blob("extracting", descriptor, 0);
                 let reader = self.transfer.content.reader(self.scope, &descriptor.digest).await?;
                 let feeding = tokio::spawn(feed.blob(reader));
                 let applied = job.run(drain, false, Arc::new(Control::default())).await;
