@@ -237,7 +237,8 @@ fn condition(arg: &SyscallArg, arch: Arch) -> Result<Condition> {
         other => return Err(Error::invalid("linux.seccomp.syscalls.args", format!("{other:?} is no operator"))),
     };
     let (value, mask) = if operator == Operator::Masked { (arg.value_two, arg.value) } else { (arg.value, 0) };
-    Ok(Condition { index: arg.index, operator, value, mask, wide: arch != Arch::X86 })
+    // i386 and x32 have arguments of 32 bits.
+    Ok(Condition { index: arg.index, operator, value, mask, wide: !matches!(arch, Arch::X86 | Arch::X32) })
 }
 
 /// The i386 multiplexer and operation that stand for a call beside its own number.

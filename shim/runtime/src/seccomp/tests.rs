@@ -170,3 +170,110 @@ fn the_table_is_sorted() {
     assert!(syscalls::TABLE.is_sorted_by(|a, b| a.0 < b.0));
     assert!(syscalls::X32.is_sorted_by(|a, b| a.0 < b.0));
 }
+
+/// A filter as libseccomp makes it; `None` where there is no compiler or no libseccomp to ask.
+#[cfg(target_arch = "x86_64")]
+fn libseccomp(config: &Seccomp) -> Option<Vec<Insn>> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let directory = tempfile::tempdir().unwrap();
+    let helper = directory.path().join("oracle");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp/oracle.c");
+    let built = Command::new("cc").args([source, "-lseccomp", "-o"]).arg(&helper).stderr(Stdio::null()).status();
+    if !built.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no cc, or no libseccomp to compare with");
+        return None;
+    }
+    let mut input = String::new();
+    for arch in &config.architectures {
+        input += &format!("arch {}\n", arch.trim_start_matches("SCMP_ARCH_").to_lowercase());
+    }
+    let operator = |op: &str| {
+        ["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"]
+            .iter()
+            .position(|o| op.ends_with(&format!("CMP_{o}")))
+            .unwrap()
+            + 1
+    };
+    for call in &config.syscalls {
+        let result = action(&call.action, call.errno_ret).unwrap();
+        for name in &call.names {
+            input += &format!("rule {result} {name} {}", call.args.len());
+            for arg in &call.args {
+                input += &format!(" {} {} {} {}", arg.index, operator(&arg.op), arg.value, arg.value_two);
+            }
+            input.push('\n');
+        }
+    }
+    let default = action(&config.default_action, None).unwrap();
+    let mut child =
+        Command::new(&helper).arg(default.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+    let insn = |bytes: &[u8]| Insn {
+        code: u16::from_ne_bytes(bytes[..2].try_into().unwrap()),
+        jt: bytes[2],
+        jf: bytes[3],
+        k: word(&bytes[4..]),
+    };
+    Some(output.stdout.chunks_exact(8).map(insn).collect())
+}
+
+/// Runs libseccomp's program, which uses a few more instructions than ours.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn libseccomp_decides_the_same_on_every_call_of_every_architecture() {
+    let call = |names: &[&str], action: &str, args: Vec<SyscallArg>| crate::spec::Syscall {
+        names: names.iter().map(|n| (*n).to_owned()).collect(),
+        action: action.to_owned(),
+        errno_ret: None,
+        args,
+    };
+    let arg = |index, op: &str, value, value_two| SyscallArg { index, value, value_two, op: format!("SCMP_CMP_{op}") };
+    // Every known name but each seventh, as a profile that allows most things.
+    let names = syscalls::TABLE.iter().map(|row| row.0).enumerate().filter(|(at, _)| at % 7 != 0).map(|(_, name)| name);
+    // The last is one that an older libseccomp does not know.
+    let special = ["personality", "clone", "ioctl", "socket", "semop", "fcntl", "prctl", "futex_waitv", "uretprobe"];
+    let plain = names.filter(|name| !special.contains(name)).collect::<Vec<_>>();
+    let config = Seccomp {
+        default_action: "SCMP_ACT_ERRNO".into(),
+        architectures: ["X86_64", "X86", "X32"].map(|a| format!("SCMP_ARCH_{a}")).to_vec(),
+        syscalls: vec![
+            call(&plain, "SCMP_ACT_ALLOW", vec![]),
+            call(&["futex_waitv", "semop"], "SCMP_ACT_ALLOW", vec![]),
+            call(&["personality"], "SCMP_ACT_ALLOW", vec![arg(0, "EQ", 8, 0)]),
+            call(&["personality"], "SCMP_ACT_ALLOW", vec![arg(0, "EQ", 0xffff_ffff, 0)]),
+            call(&["clone"], "SCMP_ACT_ALLOW", vec![arg(0, "MASKED_EQ", 2_114_060_288, 0)]),
+            call(&["ioctl"], "SCMP_ACT_LOG", vec![arg(1, "NE", 0x5412, 0)]),
+            call(&["fcntl"], "SCMP_ACT_TRAP", vec![arg(0, "GE", 5, 0), arg(1, "LT", 1 << 33, 0)]),
+            call(&["prctl"], "SCMP_ACT_KILL_PROCESS", vec![arg(1, "GT", 7, 0), arg(2, "LE", 9, 0)]),
+        ],
+        ..Default::default()
+    };
+    let Some(theirs) = libseccomp(&config) else { return };
+    let ours = compile(&config).unwrap().code;
+    let values = [0u64, 1, 5, 8, 9, 10, 0x5412, 0x7e02_0000, 0xffff_ffff];
+    for arch in [Arch::X86_64, Arch::X86, Arch::X32] {
+        let bit = if arch == Arch::X32 { X32_BIT } else { 0 };
+        for number in (0..450).chain(512..548) {
+            if arch != Arch::X32 && number >= 450 {
+                continue;
+            }
+            for a in values {
+                for b in values {
+                    let args = [a, b, a, b, a, b];
+                    let (left, right) =
+                        (run(&ours, arch.audit(), number | bit, args), run(&theirs, arch.audit(), number | bit, args));
+                    assert_eq!(
+                        left, right,
+                        "{arch:?} call {number} {args:x?}: ours {left:#x}, libseccomp's {right:#x}"
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(run(&ours, Arch::Aarch64.audit(), 1, [0; 6]), run(&theirs, Arch::Aarch64.audit(), 1, [0; 6]));
+    assert!(ours.len() < theirs.len(), "ours {} instructions, theirs {}", ours.len(), theirs.len());
+}
