@@ -174,15 +174,16 @@ impl Runtime {
         }
     }
 
-    /// What it has used.
+    /// What it has used; `pid` is its first process.
     ///
     /// # Errors
-    /// The runtime's; not offered for command lines.
-    pub fn stats(&self) -> Result<Stats, Error> {
-        match self {
-            Runtime::Builtin(container) => container.stats().map_err(Error::runtime("stats")),
-            Runtime::Command(_) => Err(Error::Unimplemented("stats of a container that another runtime made")),
-        }
+    /// The runtime's.
+    pub fn stats(&self, pid: i32) -> Result<Stats, Error> {
+        let stats = match self {
+            Runtime::Builtin(container) => container.stats(),
+            Runtime::Command(_) => gantry_runtime::stats::of_process(pid),
+        };
+        stats.map_err(Error::runtime("stats"))
     }
 
     /// A watch for out-of-memory kills, where there can be one.

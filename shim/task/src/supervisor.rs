@@ -300,7 +300,8 @@ impl Supervisor {
     /// # Errors
     /// `NotFound` or the runtime's error.
     pub fn stats(&self, id: &str) -> Result<gantry_runtime::Stats, Error> {
-        self.entry(id)?.runtime.stats()
+        let entry = self.entry(id)?;
+        entry.runtime.stats(entry.task.process("")?.pid)
     }
 
     /// A container's processes, each with the execution it is, if any.

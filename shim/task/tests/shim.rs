@@ -37,6 +37,7 @@ for_each_runtime!(
     a_stopped_shim_is_cleared_up_after,
     a_shim_killed_at_any_moment_leaves_nothing,
     a_failed_start_can_be_deleted_at_once,
+    what_a_container_uses_is_measured_and_limited,
     events_wait_for_a_daemon_that_is_away,
     what_makes_no_sense_is_refused_with_the_code_clients_expect,
     a_container_can_be_frozen,
@@ -417,6 +418,84 @@ async fn containers_of_one_group_share_a_shim(kind: Kind) {
     second.wait("").await;
     second.delete("").await.unwrap();
     end(&world, &second).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_for_lack_of_memory_is_told_before_the_exit() {
+    let world = World::new(Kind::Builtin);
+    let events = world.events();
+    let limit = |config: &mut serde_json::Value| {
+        config["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
+    };
+    let hungry = ["/bin/sh", "-c", "x=$(yes | head -c 100000000)"];
+    let container = world.shim("c", world.bundle("c", &hungry, limit)).await;
+    container.create(&world, |_| {}).await.unwrap();
+    container.start("").await.unwrap();
+    let status = container.wait("").await;
+    let exit = format!("exit init {status}");
+    let deadline = Instant::now() + SOON;
+    while !events.all().contains(&exit) && Instant::now() < deadline {
+        sleep(Duration::from_millis(5)).await;
+    }
+    // Version 1 notifies of each failed charge, and may do so several times for one kill.
+    let mut seen = events.all();
+    seen.dedup();
+    assert_eq!(seen, ["create", "start", "oom", &exit]);
+    container.delete("").await.unwrap();
+    end(&world, &container).await;
+}
+
+async fn what_a_container_uses_is_measured_and_limited(kind: Kind) {
+    let world = World::new(kind);
+    let _events = world.events();
+    let container = world.created("c", &["/bin/sleep", "1000"]).await;
+    container.start("").await.unwrap();
+    let stats: pb::StatsResponse = container.call("Stats", pb::StatsRequest { id: "c".into() }).await.unwrap();
+    let stats = stats.stats.unwrap();
+    assert!(stats.type_url.starts_with("io.containerd.cgroups.v"), "{}", stats.type_url);
+    assert!(!stats.value.is_empty());
+    let resources = prost_types::Any { type_url: String::new(), value: br#"{"pids":{"limit":33}}"#.to_vec() };
+    let update =
+        pb::UpdateTaskRequest { id: "c".into(), resources: Some(resources), ..pb::UpdateTaskRequest::default() };
+    container.call::<_, ()>("Update", update).await.unwrap();
+    container.kill("", 9).await.unwrap();
+    container.wait("").await;
+    container.delete("").await.unwrap();
+    end(&world, &container).await;
+}
+
+/// Run by hand, with `GANTRY_SHIM` naming the build that is shipped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn memory_stays_flat_over_thousands_of_executions() {
+    let world = World::new(Kind::Builtin);
+    let _events = world.events();
+    let container = world.created("c", &["/bin/sleep", "1000"]).await;
+    container.start("").await.unwrap();
+    let shim = container.shim_pid().await;
+    let dirty = || {
+        let rollup = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find(|line| line.starts_with("Private_Dirty")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let mut before = 0;
+    let begun = Instant::now();
+    for round in 0..5000 {
+        let name = format!("e{round}");
+        container.exec(&name, &["/bin/true"], |_| {}).await.unwrap();
+        container.start(&name).await.unwrap();
+        assert_eq!(container.wait(&name).await, 0);
+        container.delete(&name).await.unwrap();
+        if round == 100 {
+            before = dirty();
+        }
+    }
+    println!("5000 executions in {:?}, {before} KiB before, {} KiB after", begun.elapsed(), dirty());
+    assert!(dirty() <= before + 64);
+    container.kill("", 9).await.unwrap();
+    container.wait("").await;
+    container.delete("").await.unwrap();
+    end(&world, &container).await;
 }
 
 #[test]

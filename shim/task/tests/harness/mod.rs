@@ -24,7 +24,12 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 
-pub const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-gantry-v1");
+/// The shim under test; `GANTRY_SHIM` names another build of it.
+fn shim() -> PathBuf {
+    std::env::var_os("GANTRY_SHIM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-gantry-v1").into(), PathBuf::from)
+}
+
 pub const NAMESPACE: &str = "gantry-test";
 pub const SOON: Duration = Duration::from_secs(10);
 const TASK: &str = "containerd.task.v3.Task";
@@ -376,7 +381,7 @@ pub fn process(args: &[&str]) -> Value {
 
 /// Runs the shim's binary as a daemon does, and returns what it printed.
 pub fn run_shim(id: &str, bundle: &Path, verb: &[&str], stdin: &[u8]) -> Vec<u8> {
-    let mut command = Command::new(SHIM);
+    let mut command = Command::new(shim());
     command.args(["-namespace", NAMESPACE, "-address", "/run/none.sock", "-publish-binary", "/bin/true", "-id", id]);
     command.args(verb).current_dir(bundle).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
