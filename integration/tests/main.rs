@@ -11,4 +11,5 @@ mod go_client;
 mod hostile;
 mod layering;
 mod restart;
+mod tour;
 mod trees;
