@@ -152,6 +152,9 @@ impl Ingest {
     /// Appends and hashes. After a failure the file is as long as before the piece that failed.
     pub(crate) fn append(&mut self, pieces: &[Bytes]) -> Result<(), Error> {
         self.catch_up()?;
+        if pieces.is_empty() {
+            return Ok(());
+        }
         for piece in pieces {
             if let Err(error) = self.write_piece(piece) {
                 // Should this fail, too, the bytes behind `written` are written over.
