@@ -25,6 +25,8 @@ use crate::{Error, log};
 
 /// Processes of one task that may be executed at once, dead but undeleted ones included.
 const MAX_EXECS: usize = 16 << 10;
+/// Status told to those who wait for a process that never ran.
+const NEVER_RAN: u32 = 255;
 /// How long a created first process may take to die when its task is deleted.
 const DYING: Duration = Duration::from_secs(5);
 /// How long a logger may go on after the end of its input.
@@ -246,6 +248,8 @@ impl Supervisor {
     /// # Errors
     /// The state machine's refusal, or the runtime's error: then the task is still there, and delete may be repeated.
     pub fn delete(&mut self, id: &str, exec: &str) -> Result<Process, Error> {
+        // Ends that happened before are announced before.
+        self.reap();
         if exec.is_empty() && self.entry(id)?.task.process("")?.phase == Phase::Created {
             self.end_created(id)?;
         }
@@ -445,9 +449,16 @@ impl Supervisor {
                 return Err(error);
             }
         };
+        member.attached = match prepared.attach(executed.console, &mut self.copiers) {
+            Ok(attached) => attached,
+            Err(error) => {
+                // Reaped as a stranger; the execution is still to be started.
+                let _ = signal_process(executed.pid, libc::SIGKILL);
+                return Err(error);
+            }
+        };
         member.document = Vec::new();
         self.by_pid.insert(executed.pid, (id.to_owned(), exec.to_owned()));
-        member.attached = prepared.attach(executed.console, &mut self.copiers)?;
         if let Some(pid) = member.attached.logger_pid() {
             self.loggers.insert(pid, None);
         }
@@ -511,9 +522,11 @@ impl Supervisor {
 
     /// Closes what belongs to a process. Called before its end is forgotten.
     fn forget(&mut self, id: &str, exec: &str) {
-        let member = self.entries.get_mut(id).and_then(|entry| entry.members.remove(exec));
-        let logger = member.and_then(|mut member| member.attached.finish(&mut self.copiers));
-        if let Some(logger) = logger {
+        let Some(mut member) = self.entries.get_mut(id).and_then(|entry| entry.members.remove(exec)) else { return };
+        // Whoever still waits does so for an execution that was never started.
+        let never = Exit { status: NEVER_RAN, at: Moment::now() };
+        self.waited.extend(member.waiting.drain(..).map(|caller| Waited { caller, exit: never }));
+        if let Some(logger) = member.attached.finish(&mut self.copiers) {
             self.end_logger(&logger);
         }
     }

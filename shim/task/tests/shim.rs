@@ -359,7 +359,12 @@ async fn a_program_that_is_not_there_is_named(kind: Kind) {
     container.exec("e", &["nosuchthing"], |_| {}).await.unwrap();
     let failed = container.start("e").await.unwrap_err();
     assert!(failed.message.contains("nosuchthing"), "{failed}");
-    container.delete("e").await.unwrap();
+    let (waited, deleted) = tokio::join!(container.wait("e"), async {
+        sleep(Duration::from_millis(50)).await;
+        container.delete("e").await
+    });
+    deleted.unwrap();
+    assert_eq!(waited, 255, "nobody waits for ever for what never ran");
     container.kill("", 9).await.unwrap();
     container.wait("").await;
     container.delete("").await.unwrap();
