@@ -153,6 +153,9 @@ fn filesystem(kind: &str, entry: &Mount, options: &Options) -> Result<Op> {
     let mut attributes = options.attributes.set | options.recursive.set;
     if tmpfs {
         attributes &= !mount::MOUNT_ATTR_RDONLY;
+    } else if options.read_only() {
+        // The superblock too, where it is a new one.
+        data.push((c"ro".to_owned(), None));
     }
     let source = if entry.source.is_empty() { kind } else { &entry.source };
     Ok(Op::Filesystem(Box::new(Filesystem {

@@ -128,3 +128,40 @@ fn specification_and_features_are_printed() {
     assert_eq!(features["ociVersionMax"], "1.3.0");
     assert!(text(&runtime(&bundle, &["--version"])).starts_with("gantry-runtime version"));
 }
+
+/// What a system with only cgroup v2 has, as far as a hybrid one can show it: no controller but devices and freezer.
+#[test]
+fn the_unified_tree_alone_is_enough() {
+    if !std::path::Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists() {
+        eprintln!("skipped: no v2 tree beside v1 hierarchies here");
+        return;
+    }
+    let bundle = Bundle::new(&[
+        "sh",
+        "-c",
+        "mknod /tmp/d b 254 0; cat /tmp/d; cat /dev/null && cat /proc/self/cgroup; sleep 1000",
+    ]);
+    bundle.spec().unwrap();
+    let script = format!(
+        "mount --make-rprivate / && mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup && R='{} --root {}' && \
+        $R create --bundle . {id} < /dev/null > out 2>&1 && $R start {id} && sleep 0.2 && $R pause {id} && \
+        $R state {id} | grep status && $R resume {id} && $R exec {id} true && $R events --stats {id} | head -c 30 && \
+        $R delete --force {id} && echo done",
+        env!("CARGO_BIN_EXE_gantry-runtime"),
+        bundle.state_dir().display(),
+        id = bundle.id
+    );
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .current_dir(bundle.directory.path())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(text(&output).contains("paused") && text(&output).ends_with("done\n"), "{}{errors}", text(&output));
+    let inside = std::fs::read_to_string(bundle.directory.path().join("out")).unwrap();
+    assert!(inside.contains("/tmp/d': Operation not permitted"), "{inside}");
+    assert!(inside.contains("0::/\n"), "in a cgroup namespace: {inside}");
+    let unified = std::path::Path::new("/sys/fs/cgroup/unified").join(common::cgroup_parent());
+    assert!(!unified.join(&bundle.id).exists());
+    let _ = std::fs::remove_dir(unified);
+}

@@ -50,6 +50,13 @@ pub fn cgroup_parent() -> String {
     format!("gantry-test-{}", std::process::id())
 }
 
+/// Where cgroup hierarchies are mounted, of either version.
+fn hierarchies() -> impl Iterator<Item = PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let entries = std::fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.join("cgroup.procs").exists()).chain([root]).collect::<Vec<_>>().into_iter()
+}
+
 /// A bundle with a busybox root, and a state directory.
 pub struct Bundle {
     pub config: Value,
@@ -146,12 +153,7 @@ impl Bundle {
     /// What must not be there when all is deleted.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let mut left = Vec::new();
-        for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap() {
-            let path = entry.unwrap().path().join(cgroup_parent()).join(&self.id);
-            if path.exists() {
-                left.push(path);
-            }
-        }
+        left.extend(hierarchies().map(|path| path.join(cgroup_parent()).join(&self.id)).filter(|path| path.exists()));
         let state = self.state_dir().join(&self.id);
         if state.exists() {
             left.push(state);
@@ -166,9 +168,7 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         let _ = Container::purge(&self.state_dir(), &self.id);
-        for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = std::fs::remove_dir(entry.path().join(cgroup_parent()));
-        }
+        hierarchies().for_each(|path| drop(std::fs::remove_dir(path.join(cgroup_parent()))));
     }
 }
 
