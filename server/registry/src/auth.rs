@@ -106,6 +106,12 @@ impl Auth {
         Ok(scopes)
     }
 
+    /// What a host asked for could not be given or did not help: the next request begins anew, for the host may have
+    /// changed its mind.
+    pub(crate) fn forget(&self, endpoint: &Endpoint) {
+        lock(&self.challenges).remove(&endpoint.origin());
+    }
+
     /// The token of `pass` was refused: forgets it.
     pub(crate) fn rejected(&self, pass: &Pass) {
         if let Some(key) = &pass.key {
@@ -211,7 +217,7 @@ impl TokenServer<'_> {
         };
         let secrets: Vec<Secret> = self.credential.iter().map(|c| c.secret().clone()).collect();
         if response.status() != StatusCode::OK {
-            return Err(refusal(response, &secrets).await);
+            return Err(no_token(refusal(response, &secrets).await));
         }
         let pace = Pace::new(0, purpose.config.answer_timeout);
         let bytes = body(response, MAX_TOKEN, "token", pace).await?;
@@ -290,6 +296,15 @@ impl TokenServer<'_> {
             Payload::Empty => purpose.transport.send(&server, out).await,
             _ => purpose.transport.send_at_home(&server, out).await,
         }
+    }
+}
+
+/// A token server that knows nothing of us says so by any status: it is not the image that is not found.
+fn no_token(reason: Reason) -> Reason {
+    match reason {
+        Reason::Status { status: 401 | 403, .. } => reason,
+        ref said if said.is_transient() => reason,
+        said => Reason::Refused(format!("the token server answers with {said}")),
     }
 }
 

@@ -216,6 +216,7 @@ impl Repository {
             call.scopes.extend(scopes);
             challenges += 1;
             if challenges > MAX_CHALLENGES || !again {
+                self.shared.auth.forget(endpoint);
                 return Ok(Answer { response, secrets });
             }
         }
@@ -230,7 +231,11 @@ impl Repository {
             reference: &self.reference,
             scopes: &call.scopes,
         };
-        self.shared.auth.pass(&purpose).await
+        let pass = self.shared.auth.pass(&purpose).await;
+        if pass.is_err() {
+            self.shared.auth.forget(endpoint);
+        }
+        pass
     }
 
     fn own_headers(&self, endpoint: &Endpoint) -> HeaderMap {

@@ -130,6 +130,19 @@ async fn a_loop_of_401_is_bounded_whoever_causes_it() {
 }
 
 #[tokio::test]
+async fn a_registry_that_asks_for_what_it_does_not_give_is_asked_again_without() {
+    let fake = fake_with(Options::default()).await;
+    let reference = fake.put_image("a", "v1", &small_image());
+    let registry = Registry::new(quick());
+    fake.fault(Rule::new("/manifests/", Fault::Unauthorized));
+    let error = registry.resolve(&reference, &Access::anonymous()).await.unwrap_err();
+    // Its token server says 404, which does not mean that the image is not there.
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    fake.clear_faults();
+    registry.resolve(&reference, &Access::anonymous()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_token_server_in_trouble_is_named_and_asked_again() {
     let fake = fake_with(token(true, Duration::from_secs(60), false)).await;
     let reference = fake.put_image("a", "v1", &small_image());

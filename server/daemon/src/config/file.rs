@@ -231,6 +231,16 @@ mod tests {
         assert!(notices.is_empty(), "{notices:?}");
     }
 
+    #[test]
+    fn waits_for_registries_and_limits_of_layers_reach_the_engine() {
+        let text = "[gantry.registry]\nanswer_timeout = '2s'\nmax_failures = 3\n[gantry.unpack]\nmax_bytes = 4096\n";
+        let (config, notices) = parse(text).unwrap();
+        assert!(notices.is_empty(), "{notices:?}");
+        let engine = config.engine();
+        assert_eq!((engine.registry.answer_timeout, engine.registry.max_failures), (Duration::from_secs(2), 3));
+        assert_eq!(engine.unpack.max_bytes, 4096);
+    }
+
     proptest! {
         #[test]
         fn nothing_a_file_can_hold_makes_the_reader_panic(text in "[ -~\n]{0,200}") {

@@ -51,6 +51,22 @@ pub(super) const KEYS: &[Key] = &[
     key(&["gantry", "drain"], |c, _, v| put(&mut c.drain, duration(v))),
     key(&["gantry", "default_snapshotter"], |c, _, v| put(&mut c.snapshotter, some(text(v)))),
     key(&["gantry", "default_runtime"], |c, _, v| put(&mut c.runtime, some(text(v)))),
+    key(&["gantry", "registry", "connect_timeout"], |c, _, v| put(&mut c.registry.connect_timeout, duration(v))),
+    key(&["gantry", "registry", "answer_timeout"], |c, _, v| put(&mut c.registry.answer_timeout, duration(v))),
+    key(&["gantry", "registry", "mirror_timeout"], |c, _, v| put(&mut c.registry.mirror_timeout, duration(v))),
+    key(&["gantry", "registry", "slow_window"], |c, _, v| put(&mut c.registry.slow_window, duration(v))),
+    key(&["gantry", "registry", "min_bytes_per_second"], |c, _, v| {
+        put(&mut c.registry.min_bytes_per_second, number(v))
+    }),
+    key(&["gantry", "registry", "max_bytes_per_second"], |c, _, v| {
+        put(&mut c.registry.max_bytes_per_second, number(v))
+    }),
+    key(&["gantry", "registry", "max_failures"], |c, _, v| put(&mut c.registry.max_failures, number(v))),
+    key(&["gantry", "registry", "backoff"], |c, _, v| put(&mut c.registry.backoff, duration(v))),
+    key(&["gantry", "registry", "max_manifest_size"], |c, _, v| put(&mut c.registry.max_manifest_size, number(v))),
+    key(&["gantry", "unpack", "max_bytes"], |c, _, v| put(&mut c.unpack.max_bytes, number(v))),
+    key(&["gantry", "unpack", "max_entries"], |c, _, v| put(&mut c.unpack.max_entries, number(v))),
+    key(&["gantry", "unpack", "max_ratio"], |c, _, v| put(&mut c.unpack.max_ratio, number(v))),
     key(&["gantry", "runtimes", "*"], |c, name, v| {
         c.runtimes.push((name.into(), path(v)?));
         Ok(())

@@ -51,6 +51,10 @@ pub struct Config {
     pub shim_environment: Vec<(String, String)>,
     /// Directories of `HOST/hosts.toml`.
     pub hosts_dirs: Vec<PathBuf>,
+    /// How registries are reached.
+    pub registry: gantry_engine::RegistryConfig,
+    /// What a layer may contain.
+    pub unpack: gantry_engine::UnpackLimits,
     /// Layers fetched at once for one pull.
     pub concurrent_downloads: Option<usize>,
     /// Layers unpacked at once.
@@ -90,6 +94,8 @@ impl Default for Config {
             runtimes: Vec::new(),
             shim_environment: Vec::new(),
             hosts_dirs: Vec::new(),
+            registry: gantry_engine::RegistryConfig::default(),
+            unpack: gantry_engine::UnpackLimits::default(),
             concurrent_downloads: None,
             concurrent_unpacks: None,
             gc_delay: None,
@@ -135,6 +141,8 @@ impl Config {
         engine.debug = self.log_level >= LevelFilter::DEBUG;
         engine.runtimes.extend(self.runtimes.iter().cloned());
         engine.shim_environment.clone_from(&self.shim_environment);
+        engine.registry = self.registry.clone();
+        engine.unpack = self.unpack;
         engine.registry.hosts_dirs.extend(self.hosts_dirs.iter().cloned());
         replace(&mut engine.default_snapshotter, &self.snapshotter);
         replace(&mut engine.default_runtime, &self.runtime);
