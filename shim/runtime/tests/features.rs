@@ -508,3 +508,58 @@ fn the_runtimes_own_executable_cannot_be_run_from_inside() {
     let text = Bundle::new(&["/proc/self/exe"]).run().unwrap_err().to_string();
     assert!(text.contains("permission denied"), "{text}");
 }
+
+#[test]
+fn a_user_namespace_is_joined_with_those_it_owns() {
+    let mut first = Bundle::new(&["sleep", "100"]);
+    push(&mut first.config["linux"]["namespaces"], json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
+    first.config["linux"]["uidMappings"] = map.clone();
+    first.config["linux"]["gidMappings"] = map;
+    std::fs::set_permissions(first.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut one = first.create(Stdio::Null).unwrap();
+    one.start().unwrap();
+    let path = |kind: &str| format!("/proc/{}/ns/{kind}", one.pid());
+    let mut second =
+        Bundle::new(&["sh", "-c", "echo $$; id -u; cat /proc/self/uid_map; hostname; readlink /proc/self/ns/net"]);
+    std::fs::set_permissions(second.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    second.config["hostname"] = json!("");
+    second.config["linux"]["namespaces"] = json!([
+        {"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}, {"type": "user", "path": path("user")},
+        {"type": "network", "path": path("net")}, {"type": "ipc", "path": path("ipc")}, {"type": "uts", "path": path("uts")}
+    ]);
+    let net = std::fs::read_link(path("net")).unwrap();
+    let result = second.run();
+    one.delete(true).unwrap();
+    wait(one.pid());
+    let (output, code) = result.unwrap();
+    assert_eq!(code, 0, "{output}");
+    let words = output.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words, format!("1 0 0 100000 65536 box {}", net.display()));
+    assert!(second.leftovers().is_empty() && first.leftovers().is_empty());
+}
+
+#[test]
+fn a_hostile_cgroup_path_stays_in_its_hierarchy() {
+    let mut bundle = Bundle::new(&["true"]);
+    let id = bundle.id.clone();
+    bundle.config["linux"]["cgroupsPath"] =
+        json!(format!("/../../../../../{}/../{}/{id}", "x", common::cgroup_parent()));
+    bundle.output();
+    assert!(bundle.leftovers().is_empty());
+}
+
+#[test]
+fn a_forged_terminal_multiplexer_is_refused() {
+    let mut bundle = Bundle::new(&["tty"]);
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.config["mounts"].as_array_mut().unwrap().retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+    std::fs::create_dir_all(bundle.root().join("dev/pts")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", bundle.root().join("dev/pts/ptmx")).unwrap();
+    let text = bundle.create(Stdio::Console(None)).unwrap_err().to_string();
+    assert!(text.contains("terminal"), "{text}");
+    std::fs::remove_file(bundle.root().join("dev/pts/ptmx")).unwrap();
+    std::fs::write(bundle.root().join("dev/pts/ptmx"), "").unwrap();
+    let text = bundle.create(Stdio::Console(None)).unwrap_err().to_string();
+    assert!(text.contains("terminal"), "{text}");
+}
