@@ -112,8 +112,17 @@ impl Content {
     /// # Errors
     /// `FailedPrecondition` where the bytes are not those of `digest`.
     pub async fn write_all(&self, scope: &Scope, digest: &Digest, data: Bytes, labels: Labels) -> Result<()> {
-        let size = data.len() as u64;
-        let reference = format!("blob-{digest}-{}", unique());
+        loop {
+            match self.try_write_all(scope, digest, data.clone(), labels.clone()).await {
+                // Each time somebody else has deleted it: that ends.
+                Err(Error::Collected { .. }) => {}
+                written => return written,
+            }
+        }
+    }
+
+    async fn try_write_all(&self, scope: &Scope, digest: &Digest, data: Bytes, labels: Labels) -> Result<()> {
+        let (reference, size) = (format!("blob-{digest}-{}", unique()), data.len() as u64);
         let written = async {
             let mut writer = self.writer(scope, &reference, Some(size), Some(digest)).await?;
             if writer.status().offset < size {
@@ -173,14 +182,19 @@ impl Content {
 
     /// What a caller wants to write and has already, its lease keeps from now on.
     async fn refuse_present(&self, scope: &Scope, digest: &Digest) -> Result<()> {
-        if self.core.db.blobs(&scope.namespace).get(digest).is_err() {
+        let blobs = self.core.db.blobs(&scope.namespace);
+        if blobs.get(digest).is_err() {
             return Ok(());
         }
         if let Some(lease) = lease(scope) {
             let resource = Resource::Content(digest.clone());
             self.core.db.leases(&scope.namespace).add_resource(lease, resource).await?;
         }
-        Err(StoreError::AlreadyExists { digest: digest.clone() }.into())
+        // It may have been collected before the lease had it.
+        match blobs.get(digest) {
+            Ok(_) => Err(StoreError::AlreadyExists { digest: digest.clone() }.into()),
+            Err(_) => Ok(()),
+        }
     }
 }
 
@@ -287,7 +301,12 @@ impl Writer {
         let _one = core.joining.lock(digest.as_str()).await;
         let (digest, size) = match self.inner {
             Inner::Open(writer) => bytes_of(&core, writer, size, expected.as_ref()).await?,
-            Inner::Shared(status) => checked(&self.reference, status, size, expected.as_ref())?,
+            Inner::Shared(status) => {
+                let checked = checked(&self.reference, status, size, expected.as_ref())?;
+                // A collection may have taken the bytes since the writer was opened.
+                core.store.info(&checked.0).await.map_err(|_| Error::Collected { digest: checked.0.clone() })?;
+                checked
+            }
         };
         let blobs = core.db.blobs(&self.scope.namespace);
         let created = blobs.create(digest.clone(), size, labels, lease(&self.scope), Some(&self.reference)).await;

@@ -140,6 +140,12 @@ pub enum Error {
         /// How it failed.
         source: std::io::Error,
     },
+    /// Bytes that were there when their writer was opened, and were collected before its commit. Writing again helps.
+    #[error("content {digest}: was collected meanwhile; try again")]
+    Collected {
+        /// The blob.
+        digest: Digest,
+    },
     /// Work that this call joined has failed.
     #[error(transparent)]
     Joined(Arc<Error>),
@@ -193,6 +199,7 @@ impl HasKind for Error {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists => ErrorKind::Internal,
                 kind => kind,
             },
+            Error::Collected { .. } => ErrorKind::Unavailable,
             Error::Joined(e) => e.kind(),
         }
     }

@@ -132,9 +132,7 @@ impl Snapshots {
     ) -> Result<Vec<Mount>> {
         let (name, _) = self.core.snapshotter(snapshotter)?;
         let records = self.core.db.snapshots(&scope.namespace, name);
-        if records.get(key).is_ok() {
-            return self.refuse_present(scope, name, key).await;
-        }
+        self.refuse_present(scope, name, key).await?;
         let parent = (!parent.is_empty()).then(|| records.get(parent)).transpose()?;
         let new = New { snapshotter: name.to_owned(), kind, key: key.to_owned(), parent, labels };
         let (snapshots, scope) = (self.clone(), scope.clone());
@@ -185,9 +183,7 @@ impl Snapshots {
         if !parent.is_empty() && active.parent.as_deref() != Some(parent) {
             return Err(Error::Unimplemented("putting a snapshot upon another parent"));
         }
-        if records.get(name).is_ok() {
-            return self.refuse_present(scope, driver, name).await;
-        }
+        self.refuse_present(scope, driver, name).await?;
         let (snapshots, scope) = (self.clone(), scope.clone());
         let (driver, name) = (driver.to_owned(), name.to_owned());
         let committing =
@@ -257,12 +253,20 @@ impl Snapshots {
     }
 
     /// What a caller wants to make and is there already, its lease keeps from now on.
-    async fn refuse_present<T>(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<T> {
+    async fn refuse_present(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<()> {
+        let records = self.core.db.snapshots(&scope.namespace, snapshotter);
+        if records.get(key).is_err() {
+            return Ok(());
+        }
         if let Some(lease) = lease(scope) {
             let resource = Resource::Snapshot { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
             self.core.db.leases(&scope.namespace).add_resource(lease, resource).await?;
         }
-        Err(Error::AlreadyExists { what: "snapshot", name: key.to_owned() })
+        // It may have been collected before the lease had it.
+        match records.get(key) {
+            Ok(_) => Err(Error::AlreadyExists { what: "snapshot", name: key.to_owned() }),
+            Err(_) => Ok(()),
+        }
     }
 }
 

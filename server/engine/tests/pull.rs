@@ -392,3 +392,48 @@ async fn reopen(dir: &std::path::Path) -> gantry_engine::Engine {
 fn the_fake_registrys_compressions_are_the_ones_we_know() {
     assert!(!image::compress(b"x", Compression::Gzip).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_two_repositories_says_both() {
+    let (host, image) = (Host::new().await, two_layers());
+    let fake = registry().await;
+    for repository in ["one/name", "other/name"] {
+        host.pull(&fake.put_image(repository, "1", &image)).await.unwrap();
+    }
+    for digest in layers(&image).iter().chain([&image.descriptor().digest]) {
+        let labels = host.engine.content.info(&host.scope, digest).await.unwrap().labels;
+        assert_eq!(labels[&format!("containerd.io/distribution.source.{}", fake.host())], "one/name,other/name");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_deletions_and_collections_at_once_harm_nobody() {
+    let host = Host::with(|config| config.gc_delay = Duration::ZERO).await;
+    let fake = registry().await;
+    let base = || Builder::new().file("base", vec![3; 50_000], 0o644);
+    let images: Vec<_> = (0..4).map(|n| base().layer().file(&format!("own-{n}"), "x", 0o644).build()).collect();
+    let references: Vec<_> =
+        images.iter().map(|i| fake.put_image("many/images", &i.descriptor().digest.hex()[..8], i)).collect();
+    let rounds = references.iter().map(|reference| async {
+        for _ in 0..5 {
+            host.pull(reference).await.unwrap();
+            host.engine.images.delete(&host.scope, &reference.to_string(), None, false).await.unwrap();
+        }
+        host.pull(reference).await.unwrap();
+    });
+    futures::future::join_all(rounds).await;
+    host.engine.gc.collect().await.unwrap();
+    for (number, image) in images.iter().enumerate() {
+        let top = top_snapshot(&config_labels(&host, image).await);
+        assert!(host.file(&top, &format!("own-{number}")).await.is_some());
+        assert_eq!(host.file(&top, "base").await.map(|f| f.len()), Some(50_000));
+        for layer in layers(image) {
+            let bytes = host.engine.content.read_all(&host.scope, &layer, 1 << 20).await.unwrap();
+            assert_eq!(Digest::of(&bytes), layer);
+        }
+    }
+    for reference in &references {
+        host.engine.images.delete(&host.scope, &reference.to_string(), None, true).await.unwrap();
+    }
+    host.assert_empty().await;
+}

@@ -27,6 +27,9 @@ use monitor::name;
 pub(crate) use table::Task;
 use table::{ProcessEntry, Table};
 
+/// How long a list waits for one shim's answer.
+const LIST_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// The tasks of all namespaces.
 #[derive(Clone)]
 pub struct Tasks {
@@ -221,7 +224,11 @@ impl Tasks {
     /// None at present: a silent shim gives `Unknown`.
     pub async fn list(&self, scope: &Scope) -> Result<Vec<Process>> {
         let tasks = self.table.of(&scope.namespace);
-        let states = join_all(tasks.iter().map(|task| state(task, ""))).await;
+        let asked = tasks.iter().map(|task| async {
+            let state = tokio::time::timeout(LIST_PATIENCE, state(task, "")).await;
+            state.unwrap_or_else(|_| Ok(unheard(task, "")))
+        });
+        let states = join_all(asked).await;
         // One that was deleted meanwhile is none.
         Ok(states.into_iter().filter_map(Result::ok).collect())
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use gantry_registry::{Access, Registry};
-use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Reference, Scope};
+use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Reference, Scope, labels};
 
 use super::Transfer;
 use super::report::{Report, name_of};
@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 /// Pause between two reports on one blob.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
-/// How often a blob with a wrong digest is fetched in all: the second time from another host, where there is one.
-const TRIES: usize = 2;
+/// How often a blob is tried in all: after wrong bytes from another host, where there is one.
+const TRIES: usize = 3;
 
 /// Where blobs come from and who is told.
 pub(super) struct Fetch<'a> {
@@ -38,6 +38,7 @@ impl Fetch<'_> {
         for attempt in 1..=TRIES {
             let fetched = self.attempt(&reference, descriptor, labels, feed.take()).await;
             match fetched {
+                Err(Error::Collected { .. }) if attempt < TRIES => {}
                 Err(error) if attempt < TRIES && error.kind() == ErrorKind::FailedPrecondition => {
                     tracing::warn!(digest = %descriptor.digest, %error, "wrong bytes; fetching again");
                 }
@@ -148,13 +149,28 @@ impl Fetch<'_> {
     }
 
     /// Labels of a blob that was here: what it refers to, and from where else it can be had.
-    async fn add_source(&self, descriptor: &Descriptor, labels: &Labels) -> Result<()> {
-        let fields = super::manifest::fields(labels);
-        if !fields.is_empty() {
-            self.transfer.content.update(self.scope, &descriptor.digest, labels.clone(), &fields).await?;
+    pub(super) async fn add_source(&self, descriptor: &Descriptor, labels: &Labels) -> Result<()> {
+        let content = &self.transfer.content;
+        let known = content.info(self.scope, &descriptor.digest).await?.labels;
+        let merged: Labels =
+            labels.iter().map(|(key, value)| (key.clone(), merged(known.get(key), key, value))).collect();
+        let changed = merged.iter().any(|(key, value)| known.get(key) != Some(value));
+        if changed {
+            let fields = super::manifest::fields(&merged);
+            content.update(self.scope, &descriptor.digest, merged, &fields).await?;
         }
         Ok(())
     }
+}
+
+/// The repositories a blob can be had from are a list; all other labels are what they now are.
+fn merged(known: Option<&String>, key: &str, value: &str) -> String {
+    let Some(known) = known.filter(|_| key.starts_with(labels::DISTRIBUTION_SOURCE)) else { return value.to_owned() };
+    let mut listed: Vec<&str> = known.split(',').chain([value]).filter(|repository| !repository.is_empty()).collect();
+    listed.sort_unstable();
+    listed.dedup();
+    let all = listed.join(",");
+    if labels::validate(key, &all).is_ok() { all } else { value.to_owned() }
 }
 
 /// Name of a blob's ingest.
@@ -174,5 +190,20 @@ async fn pass_on(feed: &mut Option<Feed>, piece: Bytes) {
 fn distrust(registry: &Registry, host: &str, error: &Error) {
     if error.kind() == ErrorKind::FailedPrecondition && !host.is_empty() {
         registry.distrust(host);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::merged;
+
+    #[test]
+    fn repositories_gather_and_other_labels_are_replaced() {
+        let source = "containerd.io/distribution.source.r.example";
+        let known = "a/b".to_owned();
+        assert_eq!(merged(Some(&known), source, "c/d"), "a/b,c/d");
+        assert_eq!(merged(Some(&known), source, "a/b"), "a/b");
+        assert_eq!(merged(None, source, "a/b"), "a/b");
+        assert_eq!(merged(Some(&known), "other", "x"), "x");
     }
 }

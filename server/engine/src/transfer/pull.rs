@@ -122,8 +122,7 @@ impl One<'_> {
         labels.extend(self.source_label());
         let content = &self.t.content;
         content.write_all(self.scope, &descriptor.digest, bytes, labels.clone()).await?;
-        let fields = manifest::fields(&labels);
-        content.update(self.scope, &descriptor.digest, labels, &fields).await?;
+        self.fetch().add_source(descriptor, &labels).await?;
         self.report.blob(if had { "already exists" } else { "complete" }, descriptor, descriptor.size);
         Ok(document)
     }
