@@ -87,7 +87,9 @@ pub async fn run(config: Config, stopping: CancellationToken, ready: impl FnOnce
     tracing::info!(address = %config.address.display(), version = VERSION, "serving");
     ready();
     let served = serve(listener, routes, stopping, config.drain).await;
+    tracing::debug!("no call is running any more");
     engine.close().await;
+    tracing::info!("stopped");
     served
 }
 

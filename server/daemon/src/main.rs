@@ -18,9 +18,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// Read where no other is named, and need not exist.
 const DEFAULT_CONFIG: &str = "/etc/gantry/config.toml";
 
+/// Our release, and that of the API that is served.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (containerd API 2.4)");
+
 /// The container daemon.
 #[derive(Debug, Parser)]
-#[command(name = "gantryd", version = app::VERSION)]
+#[command(name = "gantryd", version = VERSION, disable_version_flag = true)]
 struct Arguments {
     /// Configuration file
     #[arg(short, long, value_name = "PATH")]
@@ -37,6 +40,9 @@ struct Arguments {
     /// What to log: trace, debug, info, warn, error, fatal or panic
     #[arg(short, long, value_name = "LEVEL", value_parser = parse_level)]
     log_level: Option<LevelFilter>,
+    /// Print the version
+    #[arg(short, long, action = clap::ArgAction::Version)]
+    version: (),
 }
 
 fn parse_level(name: &str) -> Result<LevelFilter, String> {

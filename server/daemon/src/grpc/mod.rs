@@ -2,6 +2,7 @@
 
 mod containers;
 mod content;
+mod controllers;
 mod decode;
 mod diff;
 mod events;
@@ -67,6 +68,7 @@ impl Services {
             leases::v1::leases_server::LeasesServer,
             mounts::v1::mounts_server::MountsServer,
             namespaces::v1::namespaces_server::NamespacesServer,
+            sandbox::v1::controller_server::ControllerServer,
             sandbox::v1::store_server::StoreServer,
             snapshots::v1::snapshots_server::SnapshotsServer,
             streaming::v1::streaming_server::StreamingServer,

@@ -1,4 +1,4 @@
-//! `containerd.services.sandbox.v1`: the records. What runs sandboxes is not offered here yet.
+//! `containerd.services.sandbox.v1.Store`: the records of sandboxes.
 
 use std::time::UNIX_EPOCH;
 
