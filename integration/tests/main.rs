@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used)]
 
+mod bad_requests;
 mod crash;
 mod ctr_images;
 mod ctr_run;
