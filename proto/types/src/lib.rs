@@ -2,6 +2,7 @@
 //! labels, the filter language, and the scope of a call.
 //!
 //! Deliberately knows nothing of I/O, async or protobuf; `proto/api` converts these to and from the wire.
+#![forbid(unsafe_code)]
 
 mod any;
 mod descriptor;

@@ -3,6 +3,7 @@
 //! One thread around epoll: [`serve`] waits, [`service`] decodes, [`supervisor`] decides and acts, [`task`] knows which
 //! step is legal. Started by [`start`] (verb `start`), cleared up after by [`delete`] (verb `delete`).
 //! Deliberately knows nothing of images, snapshots, networks or the daemon's records: it is given a bundle.
+#![deny(unsafe_code)]
 
 pub mod args;
 pub mod bootstrap;
@@ -27,6 +28,7 @@ pub mod stale;
 pub mod start;
 pub mod stats;
 pub mod supervisor;
+#[allow(unsafe_code)]
 pub mod sys;
 pub mod task;
 

@@ -1,4 +1,5 @@
 //! `containerd-shim-gantry-v1`: see the library's page.
+#![forbid(unsafe_code)]
 
 use std::io::Write;
 use std::process::ExitCode;

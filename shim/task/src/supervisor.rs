@@ -19,7 +19,7 @@ use crate::io::{Attached, PipeOwner, Prepared, Streams};
 use crate::logger::{Logger, Owner};
 use crate::poll::{Interest, Poller, Token};
 use crate::reaper::{self, Dead};
-use crate::runtime::{ProcessIo, Runtime, Wanted};
+use crate::runtime::{Created, ProcessIo, Runtime, Wanted};
 use crate::task::{Exit, Moment, Notice, Phase, Process, Step, Task};
 use crate::{Error, log};
 
@@ -141,57 +141,17 @@ impl Supervisor {
         if self.entries.contains_key(&wanted.id) {
             return Err(Error::refused(ErrorKind::AlreadyExists, format!("task {} exists already", wanted.id)));
         }
-        let bundle = Bundle::new(&wanted.bundle);
-        let spec = Spec::load(bundle.dir()).map_err(Error::runtime("create"))?;
-        let options = &wanted.options;
-        let owner = pipe_owner(&spec, options);
-        let prepared = Prepared::open(&wanted.streams, Owner { id: &wanted.id, namespace: &self.namespace }, owner)?;
-        let mounts: Vec<Mount> = wanted.rootfs.iter().map(mount).collect();
-        let io = if wanted.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) };
-        let request = Wanted {
-            id: &wanted.id,
-            namespace: &self.namespace,
-            bundle: &bundle,
-            spec: &spec,
-            mounts: &mounts,
-            io,
-            options,
-        };
-        let mut created = match Runtime::create(request) {
-            Ok(created) => created,
-            Err(error) => {
-                self.abandon(prepared);
-                return Err(error);
-            }
-        };
-        let owns_pid_namespace = spec.has_new(NamespaceKind::Pid);
-        drop(spec);
-        let attached = match prepared.attach(created.console.take(), &mut self.copiers) {
-            Ok(attached) => attached,
-            Err(error) => {
-                // The first error is the one to report; what is left of the container is found by its bundle.
-                let _ = created.runtime.delete(true);
-                return Err(error);
-            }
-        };
-        self.adopt_logger(&attached);
-        self.by_pid.insert(created.pid, (wanted.id.clone(), String::new()));
-        if let Err(error) = bundle.write_pid(created.pid) {
+        let (pid, entry) = self.make(&wanted)?;
+        if let Some(logger) = entry.members.values().find_map(|member| member.attached.logger_pid()) {
+            self.loggers.insert(logger, None);
+        }
+        self.by_pid.insert(pid, (wanted.id.clone(), String::new()));
+        if let Err(error) = entry.bundle.write_pid(pid) {
             log::warning("init.pid cannot be written", &error);
         }
-        let member = Member { streams: wanted.streams.clone(), attached, ..Member::default() };
-        let entry = Entry {
-            task: Task::created(created.pid),
-            bundle,
-            runtime: created.runtime,
-            members: BTreeMap::from([(String::new(), member)]),
-            oom: None,
-            owns_pid_namespace,
-            owner,
-        };
-        self.announce_create(&wanted, created.pid);
+        self.announce_create(&wanted, pid);
         self.entries.insert(wanted.id, entry);
-        Ok(created.pid)
+        Ok(pid)
     }
 
     /// Starts the first process, or an execution. Returns its process id.
@@ -423,6 +383,40 @@ impl Supervisor {
         }
     }
 
+    /// Opens the streams and makes the container; on error nothing is left of either.
+    fn make(&mut self, wanted: &CreateTask) -> Result<(i32, Entry), Error> {
+        let bundle = Bundle::new(&wanted.bundle);
+        let spec = Spec::load(bundle.dir()).map_err(Error::runtime("create"))?;
+        let owner = pipe_owner(&spec, &wanted.options);
+        let prepared = Prepared::open(&wanted.streams, Owner { id: &wanted.id, namespace: &self.namespace }, owner)?;
+        let mounts: Vec<Mount> = wanted.rootfs.iter().map(mount).collect();
+        let created = Runtime::create(Wanted {
+            id: &wanted.id,
+            namespace: &self.namespace,
+            bundle: &bundle,
+            spec: &spec,
+            mounts: &mounts,
+            io: if wanted.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) },
+            options: &wanted.options,
+        });
+        let Created { mut runtime, pid, console } = match created {
+            Ok(created) => created,
+            Err(error) => {
+                self.abandon(prepared);
+                return Err(error);
+            }
+        };
+        let attached = prepared.attach(console, &mut self.copiers).inspect_err(|_| {
+            // The first error is the one to report; what is left of the container is found by its bundle.
+            let _ = runtime.delete(true);
+        })?;
+        let member = Member { streams: wanted.streams.clone(), attached, ..Member::default() };
+        let members = BTreeMap::from([(String::new(), member)]);
+        let owns_pid_namespace = spec.has_new(NamespaceKind::Pid);
+        let task = Task::created(pid);
+        Ok((pid, Entry { task, bundle, runtime, members, oom: None, owns_pid_namespace, owner }))
+    }
+
     fn start_init(&mut self, id: &str) -> Result<i32, Error> {
         let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
         entry.runtime.start()?;
@@ -545,12 +539,6 @@ impl Supervisor {
         }
         logger.signal(Signal::SIGTERM);
         self.loggers.insert(logger.pid, Some(Instant::now() + LOGGER_GRACE));
-    }
-
-    fn adopt_logger(&mut self, attached: &Attached) {
-        if let Some(pid) = attached.logger_pid() {
-            self.loggers.insert(pid, None);
-        }
     }
 
     fn announce_create(&mut self, wanted: &CreateTask, pid: i32) {

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Takes over a descriptor that the parent process left open at a known number.
+/// Takes over a descriptor that nobody owns yet: left open by the parent process, or brought by a message.
 ///
 /// # Errors
 /// When nothing is open there.
@@ -14,7 +14,7 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open (checked above), and by the contract with `start` nobody else owns it.
+    // SAFETY: the descriptor is open (checked above), and by this function's contract nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: sets a flag on a descriptor that is owned here.
     if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
