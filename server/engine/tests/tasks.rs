@@ -307,3 +307,47 @@ async fn unknown_runtimes_and_containers_are_not_found() {
     assert_eq!(host.engine.tasks.create(&host.scope, create).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(host.engine.tasks.wait(&host.scope, "four", "").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
+
+/// The shim of a task: its process' parent.
+fn shim_of(pid: u32) -> nix::unistd::Pid {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    nix::unistd::Pid::from_raw(parent.trim().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_shim_is_shown_as_unknown_and_delays_nobody_also_over_a_restart() {
+    use nix::sys::signal::{Signal, kill};
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut pids = Vec::new();
+    for id in ["mute", "well"] {
+        let create = container(&host, id, &["/bin/sleep", "100"]).await;
+        pids.push(host.engine.tasks.create(&host.scope, create).await.unwrap());
+        host.engine.tasks.start(&host.scope, id, "").await.unwrap();
+    }
+    let mute = shim_of(pids[0]);
+    kill(mute, Signal::SIGSTOP).unwrap();
+    let began = std::time::Instant::now();
+    assert_eq!(host.engine.tasks.get(&host.scope, "well", "").await.unwrap().status, Status::Running);
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    let listed = host.engine.tasks.list(&host.scope).await.unwrap();
+    let states = |listed: &[gantry_engine::tasks::Process]| listed.iter().map(|p| p.status).collect::<Vec<_>>();
+    assert_eq!(states(&listed), [Status::Unknown, Status::Running]);
+    let Host { engine, scope, dir } = host;
+    engine.close().await;
+    drop(engine);
+    let (engine, tasks) = reopen(dir.path()).await;
+    assert_eq!(tasks, ["default/mute", "default/well"]);
+    assert_eq!(states(&engine.tasks.list(&scope).await.unwrap()), [Status::Unknown, Status::Running]);
+    kill(mute, Signal::SIGCONT).unwrap();
+    for id in ["mute", "well"] {
+        engine.tasks.kill(&scope, id, "", 9, true).await.unwrap();
+        assert_eq!(engine.tasks.wait(&scope, id, "").await.unwrap().status, 137);
+        engine.tasks.delete(&scope, id).await.unwrap();
+    }
+    let host = Host { engine, scope, dir };
+    assert_nothing_left(&host).await;
+}

@@ -453,6 +453,10 @@ async fn state(task: &Task, exec_id: &str) -> Result<Process> {
 
 fn process(task: &Task, exec_id: &str, state: wire::StateResponse) -> Process {
     let ended = state.status == WireStatus::Stopped as i32;
+    if let Some(entry) = task.known(exec_id) {
+        // After a restart a shim that was silent says it now.
+        let _ = entry.pid.compare_exchange(0, state.pid, Ordering::SeqCst, Ordering::SeqCst);
+    }
     Process {
         container_id: task.shim.id().to_owned(),
         exec_id: exec_id.to_owned(),

@@ -86,6 +86,7 @@ pub fn config(dir: &Path) -> Config {
     config.registry.max_retry_after = std::time::Duration::from_secs(1);
     config.executable = std::env::current_exe().unwrap();
     config.search = vec![target_dir()];
+    config.restore_timeout = std::time::Duration::from_secs(1);
     config.gc_delay = std::time::Duration::from_millis(10);
     config
 }
