@@ -68,30 +68,12 @@ impl<T> Asked<T> for Result<tonic::Response<T>, tonic::Status> {
 
 impl HasKind for Error {
     fn kind(&self) -> ErrorKind {
-        use tonic::Code;
         match self {
             Error::Connect { .. } => ErrorKind::Unavailable,
             Error::Malformed { .. } => ErrorKind::DataLoss,
             Error::Spec(error) => error.kind(),
             Error::Io { source, .. } => ErrorKind::of_io(source),
-            Error::Call { status, .. } => match status.code() {
-                Code::Cancelled => ErrorKind::Cancelled,
-                Code::InvalidArgument => ErrorKind::InvalidArgument,
-                Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-                Code::NotFound => ErrorKind::NotFound,
-                Code::AlreadyExists => ErrorKind::AlreadyExists,
-                Code::PermissionDenied => ErrorKind::PermissionDenied,
-                Code::ResourceExhausted => ErrorKind::ResourceExhausted,
-                Code::FailedPrecondition => ErrorKind::FailedPrecondition,
-                Code::Aborted => ErrorKind::Aborted,
-                Code::OutOfRange => ErrorKind::OutOfRange,
-                Code::Unimplemented => ErrorKind::Unimplemented,
-                Code::Internal => ErrorKind::Internal,
-                Code::Unavailable => ErrorKind::Unavailable,
-                Code::DataLoss => ErrorKind::DataLoss,
-                Code::Unauthenticated => ErrorKind::Unauthenticated,
-                Code::Ok | Code::Unknown => ErrorKind::Unknown,
-            },
+            Error::Call { status, .. } => gantry_api::convert::kind_of(status.code()),
         }
     }
 }

@@ -8,7 +8,7 @@ use gantry_api::pb::containerd::services::snapshots::v1 as wire;
 use gantry_types::{ErrorKind, Filter, Labels, Mount, Namespace};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::contract::{Info, Kind, Snapshotter, Usage};
 use crate::error::Error;
@@ -67,24 +67,7 @@ fn request<T>(key: &str, message: T) -> Request<T> {
 }
 
 fn failed(status: Status) -> Error {
-    let kind = match status.code() {
-        Code::Cancelled => ErrorKind::Cancelled,
-        Code::InvalidArgument => ErrorKind::InvalidArgument,
-        Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-        Code::NotFound => ErrorKind::NotFound,
-        Code::AlreadyExists => ErrorKind::AlreadyExists,
-        Code::PermissionDenied => ErrorKind::PermissionDenied,
-        Code::ResourceExhausted => ErrorKind::ResourceExhausted,
-        Code::FailedPrecondition => ErrorKind::FailedPrecondition,
-        Code::Aborted => ErrorKind::Aborted,
-        Code::OutOfRange => ErrorKind::OutOfRange,
-        Code::Unimplemented => ErrorKind::Unimplemented,
-        Code::Internal => ErrorKind::Internal,
-        Code::Unavailable => ErrorKind::Unavailable,
-        Code::DataLoss => ErrorKind::DataLoss,
-        Code::Unauthenticated => ErrorKind::Unauthenticated,
-        Code::Ok | Code::Unknown => ErrorKind::Unknown,
-    };
+    let kind = gantry_api::convert::kind_of(status.code());
     Error::Remote { kind, message: status.message().to_owned() }
 }
 

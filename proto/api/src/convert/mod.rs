@@ -3,6 +3,7 @@
 
 mod any;
 mod descriptor;
+mod kind;
 mod labels;
 mod mount;
 mod platform;
@@ -10,6 +11,7 @@ mod time;
 
 pub use any::{any_from_wire, any_to_wire, pack, unpack};
 pub use descriptor::{descriptor_from_wire, descriptor_to_wire};
+pub use kind::kind_of;
 pub use labels::labels_from_wire;
 pub use mount::{mount_from_wire, mount_to_wire, mounts_from_wire, mounts_to_wire};
 pub use platform::{platform_from_wire, platform_to_wire};
