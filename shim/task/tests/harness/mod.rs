@@ -214,6 +214,20 @@ impl World {
         }
     }
 
+    /// After a failed test: ends its shims and what they hold.
+    fn clear_up(&self) {
+        for bundle in fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
+            let Ok(identity) = fs::read_to_string(bundle.path().join("shim.pid")) else { continue };
+            if let Some(pid) = identity.split(' ').next().and_then(|pid| pid.parse().ok()) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+            let id = bundle.file_name().display().to_string();
+            let mut delete = Command::new(shim());
+            delete.args(["-namespace", NAMESPACE, "-id", &id, "-bundle"]).arg(bundle.path()).arg("delete");
+            let _ = delete.stdin(Stdio::null()).output();
+        }
+    }
+
     /// No process may have this test's busybox for its program.
     pub async fn no_processes(&self) {
         let busybox = fs::metadata(self.rootfs().join("bin/busybox")).unwrap();
@@ -240,6 +254,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.clear_up();
+        }
         let group = self.group();
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let _ = fs::remove_dir(hierarchy.path().join(&group));
