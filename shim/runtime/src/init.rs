@@ -138,7 +138,7 @@ impl Walk<'_> {
             Op::Pivot => self.pivot(),
             Op::MoveRoot => self.move_root(),
             Op::Console { size, bind, owner } => self.console(*size, *bind, *owner),
-            Op::Stdio { fds, owner } => stdio(fds, *owner),
+            Op::Stdio { fds, owner, null } => stdio(fds, *owner, null.0),
             Op::Label { file, value } => {
                 let attribute = sys::openat(self.proc, file, libc::O_WRONLY)?;
                 sys::write_once(attribute.0, value.to_bytes())
@@ -602,15 +602,16 @@ fn put_at(fd: RawFd, at: RawFd) -> Sys<()> {
     raw!(libc::SYS_dup3, fd, at, 0).map(drop)
 }
 
-fn stdio(fds: &[RawFd; 3], owner: u32) -> Sys<()> {
+fn stdio(fds: &[RawFd; 3], owner: u32, null: RawFd) -> Sys<()> {
     let mut moved = [Fd(-1), Fd(-1), Fd(-1)];
     for (moved, fd) in moved.iter_mut().zip(fds) {
         // First out of the way of 0, 1 and 2, which may be among the sources.
         *moved = match *fd {
             -1 => {
-                let null = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR)?;
-                require_device(null.0, 1, 3)?;
-                Fd(raw!(libc::SYS_fcntl, null.0, libc::F_DUPFD_CLOEXEC, 3)? as RawFd)
+                let own = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR | libc::O_NOCTTY);
+                let own = own.ok().filter(|own| require_device(own.0, 1, 3).is_ok());
+                let null = own.as_ref().map_or(null, |own| own.0);
+                Fd(raw!(libc::SYS_fcntl, null, libc::F_DUPFD_CLOEXEC, 3)? as RawFd)
             }
             fd => {
                 own_stream(fd, owner);

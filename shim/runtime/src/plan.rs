@@ -64,8 +64,9 @@ pub(crate) enum Op {
     MoveRoot,
     /// Allocate the terminal, send its master to the parent, make its slave stdin, stdout and stderr.
     Console { size: Option<(u16, u16)>, bind: bool, owner: u32 },
-    /// Put these descriptors in place as stdin, stdout and stderr; −1 is `/dev/null`.
-    Stdio { fds: [i32; 3], owner: u32 },
+    /// Put these descriptors in place as stdin, stdout and stderr; −1 is the container's `/dev/null`, or `null`, the
+    /// host's, where it has none.
+    Stdio { fds: [i32; 3], owner: u32, null: Fd },
     /// Write a label or profile for the coming exec below `/proc/self/attr`.
     Label { file: &'static CStr, value: CString },
     /// sched_setattr(2).

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::plan::{CArray, Exec, Op, SchedAttr, c_string};
 use crate::seccomp::Program;
 use crate::spec::{Process, Scheduler, User};
-use crate::sys::Fd;
+use crate::sys::{self, Fd};
 
 /// What a process gets beside its own description.
 pub(crate) struct Settings<'a> {
@@ -27,7 +27,7 @@ pub(crate) struct Settings<'a> {
 pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     let Settings { process, stdio, preserve_fds, seccomp, gate, home } = settings;
     let owner = process.user.uid;
-    let mut ops = vec![streams(stdio, process, owner, gate.is_some())];
+    let mut ops = vec![streams(stdio, process, owner, gate.is_some())?];
     ops.extend(labels(process)?);
     ops.extend(scheduling(process)?);
     let (late, early) = match (seccomp, process.no_new_privileges) {
@@ -55,15 +55,19 @@ pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     Ok(ops)
 }
 
-fn streams(stdio: Stdio<'_>, process: &Process, owner: u32, bind: bool) -> Op {
-    match stdio {
-        Stdio::Null => Op::Stdio { fds: [-1; 3], owner },
-        Stdio::Fds(fds) => Op::Stdio { fds: fds.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())), owner },
+fn streams(stdio: Stdio<'_>, process: &Process, owner: u32, bind: bool) -> Result<Op> {
+    let null = || {
+        sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR)
+            .map_err(|errno| Error::file("open", "/dev/null", std::io::Error::from_raw_os_error(errno)))
+    };
+    Ok(match stdio {
+        Stdio::Null => Op::Stdio { fds: [-1; 3], owner, null: null()? },
+        Stdio::Fds(fds) => Op::Stdio { fds: fds.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())), owner, null: null()? },
         Stdio::Console(size) => {
             let size = size.or(process.console_size).map(|size| (size.height, size.width));
             Op::Console { size: size.filter(|size| *size != (0, 0)), bind, owner }
         }
-    }
+    })
 }
 
 fn become_user(user: &User) -> Op {

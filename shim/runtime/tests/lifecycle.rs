@@ -253,3 +253,20 @@ fn many_created_and_deleted_containers_leave_no_descriptor() {
     }
     assert_eq!(count(), before);
 }
+
+#[test]
+fn a_root_without_devices_still_has_null_streams() {
+    let mut bundle = Bundle::new(&["sh", "-c", "cat; echo x >&2"]);
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    // A bound /dev gets no device nodes.
+    let place = bundle.root().join("dev");
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/dev", "source": place, "options": ["bind"]}));
+    let mut container = bundle.create(Stdio::Null).unwrap();
+    container.start().unwrap();
+    assert_eq!(wait(container.pid()), 0);
+    container.delete(false).unwrap();
+}
