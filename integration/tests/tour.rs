@@ -68,9 +68,9 @@ fn the_tour_visits_every_command_that_ctr_has() {
     visit(&mut Vec::new(), &mut |command, names| {
         let (last, parents) = command.split_last().expect("a command has a name");
         let used = names.iter().any(|name| {
-            let parents: String = parents.iter().fold(String::new(), |text, p| text + &format!("(?:{p}) (?:-[^|]* )?"));
-            let global = r"\bctr (?:-[^|]* )?";
-            let pattern = Regex::new(&format!("{global}{parents}{}(?: |$|\")", regex::escape(name)));
+            let parents: String = parents.iter().fold(String::new(), |text, p| text + &format!("(?:{p}) (?:-.* )?"));
+            let global = r"(?m)\bctr (?:-.* )?";
+            let pattern = Regex::new(&format!("{global}{parents}{}(?:[ ;)\"]|$)", regex::escape(name)));
             pattern.expect("a pattern made of names").find_iter(&steps).next().is_some()
         });
         if !used {
@@ -222,13 +222,17 @@ impl<'a> Tourist<'a> {
         let work = lab.path(&format!("w{side}"));
         let bin = work.join("bin");
         std::fs::create_dir_all(&bin).expect("make a directory");
-        let script =
-            format!("#!/bin/sh\nexec {} --address {} \"$@\"\n", peer_binary("ctr").display(), daemon.address().display());
+        let script = format!(
+            "#!/bin/sh\nexec {} --address {} \"$@\"\n",
+            peer_binary("ctr").display(),
+            daemon.address().display()
+        );
         std::fs::write(bin.join("ctr"), script).expect("write a script");
         run("chmod", &["+x", &bin.join("ctr").to_string_lossy()]);
         let tag = format!("{}{side}", lab.tag());
         let mut env = facts.clone();
         env.push(("T", tag.clone()));
+        env.push(("STATE", daemon.state().to_string_lossy().into_owned()));
         env.push(("D", work.to_string_lossy().into_owned()));
         Tourist { lab, daemon, tag, work, env }
     }
@@ -236,16 +240,20 @@ impl<'a> Tourist<'a> {
     fn walk(&self, steps: &[String]) -> Vec<Answer> {
         let normal = Normal::new(self);
         let start = Instant::now();
-        let answers = steps.iter().map(|step| normal.answer(&self.step(step))).collect();
+        let answers = steps.iter().enumerate().map(|(number, step)| normal.answer(&self.step(number, step))).collect();
         eprintln!("{}: {} steps in {:?}", self.work.display(), steps.len(), start.elapsed());
         answers
     }
 
-    fn step(&self, step: &str) -> Outcome {
+    fn step(&self, number: usize, step: &str) -> Outcome {
         let mut command = self.daemon.command("sh");
         let path = std::env::var("PATH").unwrap_or_default();
         command.args(["-c", step]).current_dir(&self.work).envs(self.env.iter().map(|(k, v)| (k, v)));
-        command.env("PATH", format!("{}:{path}", self.work.join("bin").display())).env("TZ", "UTC").env("LC_ALL", "C");
+        command
+            .env("PATH", format!("{}:{path}", self.work.join("bin").display()))
+            .env("N", (1000 + number).to_string())
+            .env("TZ", "UTC")
+            .env("LC_ALL", "C");
         Outcome::of(command, STEP)
     }
 }
@@ -278,13 +286,17 @@ impl Normal {
             (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "TIME"),
             (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? [+-]\d{4} [A-Z]+( m=\+[0-9.]+)?", "TIME"),
             (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
-            (r"\b\d{9,19}-[A-Za-z0-9_-]{4}\b", "RANDOM"),
+            (r"\d{9,19}-[A-Za-z0-9_-]{4}", "RANDOM"),
             (r#"("?(?i:pid|seconds|nanos|pidns)"?: ?)\d+"#, "${1}N"),
             (r"(?m)^(\S+ +)\d+( +(?:RUNNING|STOPPED|CREATED|PAUSED) *)$", "${1}PID$2"),
             (r"\b(Less than a second|About a minute|\d+ seconds?|\d+ minutes?)( ago)?", "AGE"),
             (r"\b\d+(\.\d+)?(ms|µs|s)\b", "DURATION"),
             (r"\belapsed: *\d+(\.\d+)? ?s\b", "elapsed: DURATION"),
             (r"\b\d+(\.\d+)? ([KMGT]i)?B/s", "SPEED"),
+            (r"ROOT/(snapshots/|io.containerd.snapshotter.v1.)(overlayfs|native)/snapshots/\d+", "SNAPSHOTS/$2/N"),
+            (r"\bdefault/\d+/", "default/N/"),
+            (r"(/run/containerd/fifo|WORK/fifos)/\d+/", "$1/RANDOM/"),
+            (r"/run/containerd/s/[0-9a-f]{64}", "/run/containerd/s/RANDOM"),
             (r"(import|exec|tmp|containerd-mount|initialC)[-]?\d{6,}", "${1}RANDOM"),
             (r"(\S)[ \t]{2,}", "$1  "),
             (r"(?m)[ \t]+$", ""),
@@ -302,15 +314,34 @@ impl Normal {
     }
 
     fn lines(&self, text: &str) -> Vec<String> {
-        let mut text = text.replace('\r', "\n");
+        let mut text = text.replace("\r\n", "\n").replace(['\r', '\0'], "\n");
         for (from, to) in &self.plain {
             text = text.replace(from, to);
         }
         for (from, to) in &self.patterns {
             text = from.replace_all(&text, *to).into_owned();
         }
-        text.lines().map(str::to_owned).collect()
+        last_frame(text.lines().map(str::to_owned).collect())
     }
+}
+
+/// Keeps of a progress display, which draws itself again and again, what stood there in the end, in an order that
+/// does not tell which part was first.
+fn last_frame(lines: Vec<String>) -> Vec<String> {
+    let ends: Vec<usize> = (0..lines.len()).filter(|n| lines[*n].contains("elapsed: ")).collect();
+    let Some((&last, before)) = ends.split_last() else { return lines };
+    let first = before.last().map_or(0, |end| end + 1);
+    let colour = Regex::new(r"\x1b\[[0-9]*[A-Za-z]").expect("a good pattern");
+    let bare = |line: &String| {
+        let line = line.split("elapsed: ").next().unwrap_or_default();
+        let line = colour.replace_all(line, "");
+        line.trim_matches(|c: char| c.is_whitespace() || "├─│└".contains(c)).to_owned()
+    };
+    let mut frame: Vec<String> = lines[first..=last].iter().map(bare).collect();
+    frame.sort_unstable();
+    frame.dedup();
+    frame.extend_from_slice(&lines[last + 1..]);
+    frame
 }
 
 /// Compares the two sides and keeps the record.
@@ -322,17 +353,31 @@ struct Comparison {
 }
 
 impl Comparison {
+    /// Notes the answers of one step and what of their differences has no reason.
     fn step(&mut self, step: &str, ours: &Answer, theirs: &Answer) {
         let _ = writeln!(self.record, "\n$ {step}\n[ours {:?}, containerd's {:?}]", ours.took, theirs.took);
         let mut found = String::new();
-        for (name, a, b) in
-            [("stdout", &ours.stdout, &theirs.stdout), ("stderr", &ours.stderr, &theirs.stderr)]
-        {
-            for line in side_by_side(a, b) {
+        for (name, a, b) in [("stdout", &ours.stdout, &theirs.stdout), ("stderr", &ours.stderr, &theirs.stderr)] {
+            let lines = side_by_side(a, b);
+            let classes = |ours: bool| -> Vec<&str> {
+                lines
+                    .iter()
+                    .filter_map(|line| match line {
+                        Line::Ours(text) if ours => class(text),
+                        Line::Theirs(text) if !ours => class(text),
+                        _ => None,
+                    })
+                    .collect()
+            };
+            let (our_classes, their_classes) = (classes(true), classes(false));
+            for line in &lines {
                 let reason = match line {
                     Line::Both(text) => {
                         let _ = writeln!(self.record, "  {text}");
                         continue;
+                    }
+                    Line::Ours(text) | Line::Theirs(text) if our_classes == their_classes && class(text).is_some() => {
+                        Some("an error of the same class in other words")
                     }
                     Line::Ours(text) => self.reason(step, text, |d| d.ours),
                     Line::Theirs(text) => self.reason(step, text, |d| d.theirs),
@@ -377,6 +422,26 @@ impl Comparison {
     }
 }
 
+/// What kind of failure a client's line speaks of: the words that containerd's errors end in, or who says it.
+fn class(line: &str) -> Option<&'static str> {
+    const WORDS: &[&str] = &[
+        "not found",
+        "already exists",
+        "invalid argument",
+        "failed precondition",
+        "out of range",
+        "not implemented",
+        "OCI runtime create failed",
+        "OCI runtime exec failed",
+        "runtime \"io.containerd.nothing.v9\"",
+    ];
+    let error = line.starts_with("ctr: ") || line.contains("level=error");
+    WORDS
+        .iter()
+        .find(|words| error && (line.trim_end_matches('"').ends_with(*words) || line.contains(&format!("{words}:"))))
+        .copied()
+}
+
 #[derive(Clone, Copy)]
 enum Line<'a> {
     Both(&'a str),
@@ -389,8 +454,7 @@ fn side_by_side<'a>(ours: &'a [String], theirs: &'a [String]) -> Vec<Line<'a>> {
     let mut common = vec![vec![0_u32; theirs.len() + 1]; ours.len() + 1];
     for (i, a) in ours.iter().enumerate().rev() {
         for (j, b) in theirs.iter().enumerate().rev() {
-            common[i][j] =
-                if a == b { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+            common[i][j] = if a == b { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
         }
     }
     let (mut i, mut j, mut lines) = (0, 0, Vec::new());
