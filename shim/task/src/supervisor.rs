@@ -572,7 +572,7 @@ impl Supervisor {
 }
 
 fn not_found() -> Error {
-    Error::refused(ErrorKind::NotFound, "container not created")
+    Error::refused(ErrorKind::NotFound, "container not created: not found")
 }
 
 fn signal_process(pid: i32, signal: i32) -> Result<(), Error> {

@@ -154,7 +154,7 @@ impl Task {
             _ => self
                 .execs
                 .get(exec)
-                .ok_or_else(|| refuse(ErrorKind::NotFound, format!("process {exec} does not exist"))),
+                .ok_or_else(|| refuse(ErrorKind::NotFound, format!("process does not exist {exec}: not found"))),
         }
     }
 
@@ -186,9 +186,9 @@ impl Task {
             Step::Start { exec, .. } => self.check_start(exec),
             Step::Exec { exec } => self.check_exec(exec),
             Step::Pause if self.init.phase == Phase::Running => Ok(()),
-            Step::Pause => Err(self.cannot("pause")),
+            Step::Pause => Err(self.cannot("pause", "container")),
             Step::Resume if self.init.phase == Phase::Paused => Ok(()),
-            Step::Resume => Err(self.cannot("resume")),
+            Step::Resume => Err(self.cannot("resume", "process")),
             Step::Exit { exec, .. } => match (self.process(exec)?.phase, exec) {
                 (Phase::Stopped(_), _) => Err(refuse(ErrorKind::FailedPrecondition, "process ended already")),
                 (Phase::Created, exec) if !exec.is_empty() => {
@@ -255,7 +255,7 @@ impl Task {
     fn check_start(&self, exec: &str) -> Result<(), Error> {
         match (self.process(exec)?.phase, exec, self.init.phase) {
             (Phase::Created, "", _) | (Phase::Created, _, Phase::Running) => Ok(()),
-            (Phase::Created, _, _) => Err(self.cannot("exec in")),
+            (Phase::Created, _, _) => Err(self.cannot("exec in", "state")),
             (Phase::Running | Phase::Paused, ..) => Err(refuse(ErrorKind::Unknown, "cannot start a running process")),
             (Phase::Stopped(_), ..) => Err(refuse(ErrorKind::Unknown, "cannot start a stopped process")),
         }
@@ -266,11 +266,11 @@ impl Task {
             return Err(refuse(ErrorKind::InvalidArgument, "an execution needs an id"));
         }
         if self.execs.contains_key(exec) {
-            return Err(refuse(ErrorKind::AlreadyExists, format!("id {exec} exists already")));
+            return Err(refuse(ErrorKind::AlreadyExists, format!("id {exec}: already exists")));
         }
         match self.init.phase {
             Phase::Created | Phase::Running => Ok(()),
-            Phase::Paused | Phase::Stopped(_) => Err(self.cannot("exec in")),
+            Phase::Paused | Phase::Stopped(_) => Err(self.cannot("exec in", "state")),
         }
     }
 
@@ -287,8 +287,9 @@ impl Task {
         }
     }
 
-    fn cannot(&self, what: &str) -> Error {
-        refuse(ErrorKind::Unknown, format!("cannot {what} a {} container", name(self.init.phase)))
+    /// In the words of containerd's shim, which clients show.
+    fn cannot(&self, what: &str, noun: &str) -> Error {
+        refuse(ErrorKind::Unknown, format!("cannot {what} a {} {noun}", name(self.init.phase)))
     }
 }
 
