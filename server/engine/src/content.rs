@@ -379,7 +379,7 @@ fn checked(reference: &str, status: Status, size: Option<u64>, expected: Option<
 
 /// The status of a writer whose bytes are all there.
 async fn shared_status(core: &Core, reference: &str, digest: &Digest) -> Result<Status> {
-    let info = core.store.info(digest).await?;
+    let info = core.store.info(digest).await.map_err(|_| Error::Collected { digest: digest.clone() })?;
     Ok(Status {
         reference: reference.to_owned(),
         offset: info.size,

@@ -66,8 +66,13 @@ impl Diff {
         operation.stage("unpacking");
         let (feed, drain) = stream::pipe();
         let feeding = tokio::spawn(feed.blob(reader));
-        let job =
-            Job { digest: layer.digest.clone(), compression, limits: self.core.config.unpack, mounts: mounts.to_vec() };
+        let job = Job {
+            ended: CancellationToken::new(),
+            digest: layer.digest.clone(),
+            compression,
+            limits: self.core.config.unpack,
+            mounts: mounts.to_vec(),
+        };
         let applied = job.run(drain, sync, Arc::default()).await;
         feeding.abort();
         let applied = applied?;
@@ -135,6 +140,8 @@ impl Diff {
 
 /// A layer to be unpacked into mounts.
 pub(crate) struct Job {
+    /// Cancelled once the thread has ended and touches the directory no more.
+    pub(crate) ended: CancellationToken,
     pub(crate) digest: Digest,
     pub(crate) compression: Compression,
     pub(crate) limits: UnpackLimits,
@@ -147,7 +154,11 @@ impl Job {
         let stop = CancellationToken::new();
         let _stop_with_caller = stop.clone().drop_guard();
         let watched = Arc::clone(&control);
-        let thread = tokio::task::spawn_blocking(move || self.unpack(layer, sync, control));
+        let ended = self.ended.clone().drop_guard();
+        let thread = tokio::task::spawn_blocking(move || {
+            let _ended = ended;
+            self.unpack(layer, sync, control)
+        });
         tokio::spawn(async move {
             stop.cancelled().await;
             watched.cancel();

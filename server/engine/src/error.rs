@@ -146,6 +146,14 @@ pub enum Error {
         /// The blob.
         digest: Digest,
     },
+    /// A pull that failed for a reason that does not name the registry itself.
+    #[error("{reference}: {source}")]
+    Pull {
+        /// What was pulled; begins with the registry's host.
+        reference: String,
+        /// What failed.
+        source: Box<Error>,
+    },
     /// Work that this call joined has failed.
     #[error(transparent)]
     Joined(Arc<Error>),
@@ -200,6 +208,7 @@ impl HasKind for Error {
                 kind => kind,
             },
             Error::Collected { .. } => ErrorKind::Unavailable,
+            Error::Pull { source, .. } => source.kind(),
             Error::Joined(e) => e.kind(),
         }
     }

@@ -179,11 +179,11 @@ impl Snapshots {
     ) -> Result<()> {
         let (driver, _) = self.core.snapshotter(snapshotter)?;
         let records = self.core.db.snapshots(&scope.namespace, driver);
+        self.refuse_present(scope, driver, name).await?;
         let active = records.get(key)?;
         if !parent.is_empty() && active.parent.as_deref() != Some(parent) {
             return Err(Error::Unimplemented("putting a snapshot upon another parent"));
         }
-        self.refuse_present(scope, driver, name).await?;
         let (snapshots, scope) = (self.clone(), scope.clone());
         let (driver, name) = (driver.to_owned(), name.to_owned());
         let committing =

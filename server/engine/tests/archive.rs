@@ -30,7 +30,7 @@ async fn a_pushed_image_can_be_pulled_by_another() {
         lines.push(progress);
     }
     let manifest = lines.iter().find(|line| line.name == format!("manifest-{}", image.target.digest)).unwrap();
-    assert_eq!((manifest.event.as_str(), &manifest.parents), ("waiting", &vec![to.to_string()]));
+    assert_eq!((manifest.event.as_str(), &manifest.parents), ("waiting", &vec![image.name.clone()]));
     let other = Host::new().await;
     assert_eq!(other.pull(&to).await.unwrap().target.digest, image.target.digest);
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use gantry_types::{Descriptor, Digest, Platform, Scope, media_type};
-use serde_json::{Value, json};
+use gantry_types::{Descriptor, Digest, Platform, Scope, labels, media_type};
+use serde::Serialize;
+use serde_json::json;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::manifest::{self, Document, MAX_DEPTH};
+use super::manifest::{self, Document, MAX_DEPTH, Written};
 use super::report::Report;
 use super::{Export, ProgressSink, Transfer, names};
 use crate::content::CHUNK;
@@ -33,12 +34,6 @@ pub(super) async fn export(
     let report = Report::new(progress);
     report.title("Exporting");
     let mut tar = Tar { out: archive };
-    tar.document("oci-layout", &json!({"imageLayoutVersion": "1.0.0"})).await?;
-    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": plan.top});
-    tar.document("index.json", &index).await?;
-    if !export.skip_docker_manifest && !plan.docker.is_empty() {
-        tar.document("manifest.json", &Value::Array(plan.docker)).await?;
-    }
     tar.directory("blobs/").await?;
     for algorithm in plan.blobs.iter().map(|d| d.algorithm().name()).collect::<BTreeSet<_>>() {
         tar.directory(&format!("blobs/{algorithm}/")).await?;
@@ -46,6 +41,11 @@ pub(super) async fn export(
     for digest in &plan.blobs {
         tar.blob(t, scope, digest).await?;
     }
+    tar.document("index.json", 0o644, &Written::index(media_type::OCI_INDEX, &plan.top)).await?;
+    if !export.skip_docker_manifest && !plan.docker.is_empty() {
+        tar.document("manifest.json", 0o644, &plan.docker).await?;
+    }
+    tar.document("oci-layout", 0o444, &json!({"imageLayoutVersion": "1.0.0"})).await?;
     tar.finish().await?;
     report.title("Completed export");
     Ok(())
@@ -68,7 +68,7 @@ struct Plan {
     /// Entries of `index.json`.
     top: Vec<Descriptor>,
     /// Entries of Docker's `manifest.json`.
-    docker: Vec<Value>,
+    docker: Vec<DockerEntry>,
     /// All blobs, in the order of their digests: the same archive for the same images.
     blobs: BTreeSet<Digest>,
 }
@@ -85,6 +85,9 @@ impl Plan {
             return Err(Error::not_found("platform", format!("{platforms:?} of image {}", image.name)));
         };
         let mut entry = image.target.clone();
+        let labels = t.content.info(scope, &entry.digest).await?.labels;
+        let sources = labels.into_iter().filter(|(key, _)| key.starts_with(labels::DISTRIBUTION_SOURCE));
+        entry.annotations.extend(sources);
         entry.annotations.insert(names::IMAGE_NAME.to_owned(), image.name.clone());
         entry.annotations.insert(names::REF_NAME.to_owned(), names::tag_of(&image.name));
         self.top.push(entry);
@@ -139,36 +142,45 @@ fn not_distributable(layer: &Descriptor) -> bool {
     layer.media_type.contains(".nondistributable.") || layer.media_type.contains(".foreign.")
 }
 
-fn docker_entry(name: &str, manifest: &manifest::Manifest) -> Value {
-    let layers: Vec<String> = manifest.layers.iter().map(|l| blob_path(&l.digest)).collect();
-    json!({"Config": blob_path(&manifest.config.digest), "RepoTags": [name], "Layers": layers})
+/// An entry of Docker's `manifest.json`, its fields in Docker's order.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerEntry {
+    config: String,
+    repo_tags: Vec<String>,
+    layers: Vec<String>,
+}
+
+fn docker_entry(name: &str, manifest: &manifest::Manifest) -> DockerEntry {
+    let layers = manifest.layers.iter().map(|l| blob_path(&l.digest)).collect();
+    DockerEntry { config: blob_path(&manifest.config.digest), repo_tags: vec![name.to_owned()], layers }
 }
 
 fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
-/// A tar (POSIX ustar) written as it comes; times are zero, so that the same images give the same bytes.
+/// A tar (POSIX ustar) in the order of names; times are zero, so that the same images give the same bytes.
 struct Tar {
     out: Out,
 }
 
 impl Tar {
-    async fn document(&mut self, name: &str, document: &Value) -> Result<()> {
-        let bytes = document.to_string();
-        self.header(name, bytes.len() as u64, tar::EntryType::Regular).await?;
-        self.write(bytes.as_bytes()).await?;
+    async fn document(&mut self, name: &str, mode: u32, document: &impl Serialize) -> Result<()> {
+        let bytes = serde_json::to_vec(document).map_err(|e| Error::invalid("document", e.to_string()))?;
+        self.header(name, bytes.len() as u64, tar::EntryType::Regular, mode).await?;
+        self.write(&bytes).await?;
         self.pad(bytes.len() as u64).await
     }
 
     async fn directory(&mut self, name: &str) -> Result<()> {
-        self.header(name, 0, tar::EntryType::Directory).await
+        self.header(name, 0, tar::EntryType::Directory, 0o755).await
     }
 
     async fn blob(&mut self, t: &Transfer, scope: &Scope, digest: &Digest) -> Result<()> {
         let reader = t.content.reader(scope, digest).await?;
         let size = reader.size();
-        self.header(&blob_path(digest), size, tar::EntryType::Regular).await?;
+        self.header(&blob_path(digest), size, tar::EntryType::Regular, 0o444).await?;
         let mut offset = 0;
         while offset < size {
             let piece = reader.read_at(offset, CHUNK).await?;
@@ -185,13 +197,13 @@ impl Tar {
         self.pad(size).await
     }
 
-    async fn header(&mut self, name: &str, size: u64, kind: tar::EntryType) -> Result<()> {
+    async fn header(&mut self, name: &str, size: u64, kind: tar::EntryType, mode: u32) -> Result<()> {
         let mut header = tar::Header::new_ustar();
         let named = header.set_path(name);
         named.map_err(|e| Error::invalid("archive", e.to_string()))?;
         header.set_entry_type(kind);
         header.set_size(size);
-        header.set_mode(if kind.is_dir() { 0o755 } else { 0o644 });
+        header.set_mode(mode);
         header.set_mtime(0);
         header.set_uid(0);
         header.set_gid(0);

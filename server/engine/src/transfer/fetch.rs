@@ -7,6 +7,8 @@ use futures::StreamExt;
 use gantry_registry::{Access, Registry};
 use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Reference, Scope, labels};
 
+use tokio_util::sync::CancellationToken;
+
 use super::Transfer;
 use super::report::{Report, name_of};
 use crate::content::{Writer, is_present};
@@ -18,6 +20,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// How often a blob is tried in all: after wrong bytes from another host, where there is one.
 const TRIES: usize = 3;
 
+const STOPPED: Error = Error::Stopped { what: "fetch" };
+
 /// Where blobs come from and who is told.
 pub(super) struct Fetch<'a> {
     pub(super) transfer: &'a Transfer,
@@ -25,6 +29,8 @@ pub(super) struct Fetch<'a> {
     pub(super) reference: &'a Reference,
     pub(super) access: &'a Access,
     pub(super) report: &'a Report,
+    /// Ends fetches orderly.
+    pub(super) stop: &'a CancellationToken,
 }
 
 impl Fetch<'_> {
@@ -32,7 +38,8 @@ impl Fetch<'_> {
     /// all of the right bytes sees its stream broken.
     pub(super) async fn blob(&self, descriptor: &Descriptor, labels: &Labels, feed: Option<Feed>) -> Result<()> {
         self.report.blob("waiting", descriptor, 0);
-        let _one = self.transfer.fetching.lock(descriptor.digest.as_str()).await;
+        let turn = self.transfer.fetching.lock(descriptor.digest.as_str());
+        let _one = self.stop.run_until_cancelled(turn).await.ok_or(STOPPED)?;
         let reference = ingest(descriptor);
         let mut feed = feed;
         for attempt in 1..=TRIES {
@@ -112,11 +119,20 @@ impl Fetch<'_> {
         let registry = &self.transfer.core.registry;
         let mut host = String::new();
         if offset < descriptor.size {
-            let mut bytes = registry.fetch(self.reference, descriptor, offset, self.access).await?;
+            let fetching = registry.fetch(self.reference, descriptor, offset, self.access);
+            let mut bytes = self.stop.run_until_cancelled(fetching).await.ok_or(STOPPED)??;
             host = bytes.host().to_owned();
             let mut reported = Instant::now();
-            while let Some(piece) = bytes.next().await {
-                let piece = piece?;
+            loop {
+                let piece = match self.stop.run_until_cancelled(bytes.next()).await {
+                    Some(Some(piece)) => piece?,
+                    Some(None) => break,
+                    None => {
+                        // So that nothing is written any more when the ingest is dropped.
+                        writer.close().await?;
+                        return Err(STOPPED);
+                    }
+                };
                 offset = writer.write(offset, piece.clone()).await?;
                 pass_on(&mut feed, piece).await;
                 if reported.elapsed() >= REPORT_EVERY {

@@ -314,8 +314,7 @@ async fn docker_index(t: &Transfer, scope: &Scope, files: &Files, compress: bool
             manifests.push(Descriptor { annotations, ..manifest.clone() });
         }
     }
-    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
-    write_document(t, scope, media_type::OCI_INDEX, &index).await
+    write_document(t, scope, media_type::OCI_INDEX, &Written::index("", &manifests)).await
 }
 
 async fn docker_manifest(
@@ -337,13 +336,19 @@ async fn docker_manifest(
         layers.push(docker_layer(t, scope, digest, *size, compress).await?);
     }
     let media_type = media_type::DOCKER_MANIFEST;
-    let document = json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
+    let (config, layers) = (Some(&config), Some(layers.as_slice()));
+    let document = Written { schema_version: 2, media_type, config, layers, manifests: None };
     let manifest = write_document(t, scope, media_type, &document).await?;
     Ok(Descriptor { platform: Some(platform), ..manifest })
 }
 
-/// A layer by what its first bytes say, compressed where asked.
+/// A layer by what its first bytes say, compressed where asked or where its compressed form is here already.
 async fn docker_layer(t: &Transfer, scope: &Scope, digest: &Digest, size: u64, compress: bool) -> Result<Descriptor> {
+    let known = Filter::parse(&[format!("labels.{:?}=={digest}", labels::UNCOMPRESSED)]);
+    let known = known.map_err(|e| Error::invalid("filter", e.to_string()))?;
+    if let Some(packed) = t.content.list(scope, &known).await?.into_iter().find(|blob| blob.digest != *digest) {
+        return Box::pin(docker_layer(t, scope, &packed.digest, packed.size, false)).await;
+    }
     let reader = t.content.reader(scope, digest).await?;
     let head = reader.read_at(0, 16).await?;
     let media_type = match compression_of(&head) {
@@ -389,9 +394,10 @@ async fn write_document(
     t: &Transfer,
     scope: &Scope,
     media_type: &str,
-    document: &serde_json::Value,
+    document: &Written<'_>,
 ) -> Result<Descriptor> {
-    let bytes = Bytes::from(document.to_string());
+    let bytes = serde_json::to_vec(document).map_err(|e| Error::invalid("document", e.to_string()))?;
+    let bytes = Bytes::from(bytes);
     let descriptor = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
     t.content.write_all(scope, &descriptor.digest, bytes, Labels::new()).await?;
     Ok(descriptor)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gantry_types::{Descriptor, Digest, Labels, Platform, Scope, labels, media_type};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde::de::IgnoredAny;
 
 use crate::content::Content;
@@ -15,6 +15,34 @@ pub(crate) const MAX_SIZE: u64 = 8 << 20;
 pub(crate) const MAX_DEPTH: usize = 4;
 /// Most manifests in an index, and most layers in a manifest.
 const MAX_CHILDREN: usize = 4096;
+
+/// A document as it is written. Its fields stand in the order of the specification's Go types: tools that write the
+/// same document then give it the same digest.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Written<'a> {
+    /// Always 2.
+    pub(super) schema_version: u8,
+    /// Media type of the document itself.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(super) media_type: &'a str,
+    /// Configuration, of a manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) config: Option<&'a Descriptor>,
+    /// Layers, of a manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) layers: Option<&'a [Descriptor]>,
+    /// Manifests, of an index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) manifests: Option<&'a [Descriptor]>,
+}
+
+impl<'a> Written<'a> {
+    /// An index of `manifests`.
+    pub(super) fn index(media_type: &'a str, manifests: &'a [Descriptor]) -> Written<'a> {
+        Written { schema_version: 2, media_type, config: None, layers: None, manifests: Some(manifests) }
+    }
+}
 
 /// An image manifest.
 #[derive(Clone, Debug, Deserialize)]

@@ -323,6 +323,16 @@ pub(crate) async fn find_manifest(
     Err(missing())
 }
 
+/// The label that names a registry's repositories: by host without its port, as containerd has it.
+fn source_label(reference: &Reference) -> String {
+    let host = reference.host();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    format!("{}.{}", gantry_types::labels::DISTRIBUTION_SOURCE, name.trim_matches(['[', ']']))
+}
+
 fn or_default(t: &Transfer, snapshotter: &str) -> String {
     if snapshotter.is_empty() { t.snapshots.default_name().to_owned() } else { snapshotter.to_owned() }
 }

@@ -7,6 +7,7 @@ use futures::future::{join_all, try_join_all};
 use futures::{StreamExt, TryStreamExt};
 use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Platform, Scope, labels, media_type};
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::fetch::{Fetch, ingest};
 use super::manifest::{self, Document, ImageConfig, MAX_DEPTH, Manifest};
@@ -26,12 +27,16 @@ pub(super) async fn pull(t: &Transfer, scope: &Scope, pull: Pull, progress: Prog
     let operation = t.core.ops.begin("pull", pull.reference.to_string(), Some(&scope.namespace), scope.deadline);
     let (scope, cover) = t.leases.cover(scope, LEASE).await?;
     let report = Report::new(progress);
-    let one = One { t, scope: &scope, pull: &pull, report: &report, operation: &operation };
+    let stop = CancellationToken::new();
+    let one = One { t, scope: &scope, pull: &pull, report: &report, stop: &stop, operation: &operation };
     let image = one.run().await;
     if let Some(cover) = cover {
         cover.end().await;
     }
-    image
+    image.map_err(|error| match error {
+        error @ (Error::Registry(_) | Error::Pull { .. }) => error,
+        error => Error::Pull { reference: pull.reference.to_string(), source: Box::new(error) },
+    })
 }
 
 /// One pull.
@@ -40,6 +45,7 @@ struct One<'a> {
     scope: &'a Scope,
     pull: &'a Pull,
     report: &'a Report,
+    stop: &'a CancellationToken,
     operation: &'a Entry,
 }
 
@@ -88,7 +94,9 @@ impl One<'_> {
                 Document::Manifest(manifest) => manifests.push(*manifest),
                 Document::Index(index) if depth < MAX_DEPTH => {
                     let chosen = manifest::choose(&index.manifests, &self.pull.platforms, self.pull.manifest_limit);
-                    if chosen.is_empty() {
+                    if self.pull.all_metadata {
+                        self.metadata(&index.manifests, &chosen).await?;
+                    } else if chosen.is_empty() {
                         return Err(self.no_platform());
                     }
                     open.extend(chosen.into_iter().rev().map(|child| (child, None, depth + 1)));
@@ -97,6 +105,17 @@ impl One<'_> {
             }
         }
         self.configs(manifests).await
+    }
+
+    /// Fetches manifests and configurations that were not chosen, without their layers.
+    async fn metadata(&self, all: &[Descriptor], chosen: &[Descriptor]) -> Result<()> {
+        let other = |descriptor: &&Descriptor| !chosen.iter().any(|chosen| chosen.digest == descriptor.digest);
+        for descriptor in all.iter().filter(other).filter(|d| media_type::is_manifest(&d.media_type)) {
+            if let Document::Manifest(manifest) = self.document(descriptor, None).await? {
+                self.fetch().blob(&manifest.config, &Labels::from_iter(self.source_label()), None).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Fetches one document and stores it with what it keeps.
@@ -140,7 +159,7 @@ impl One<'_> {
                 singles.push(Single { manifest, config });
             }
         }
-        if singles.is_empty() { Err(self.no_platform()) } else { Ok(singles) }
+        if singles.is_empty() && !self.pull.all_metadata { Err(self.no_platform()) } else { Ok(singles) }
     }
 
     fn fits(&self, platform: &Platform) -> bool {
@@ -177,7 +196,7 @@ impl One<'_> {
         let fetching = futures::stream::iter(fetches).buffer_unordered(most).try_collect::<Vec<()>>();
         let unpacking =
             try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.report)));
-        let tops = match race(fetching, unpacking).await? {
+        let tops = match race(fetching, unpacking, self.stop).await? {
             Some(tops) => tops,
             None => self.unpack_again(single, &unpacks).await?,
         };
@@ -249,12 +268,13 @@ impl One<'_> {
             reference: &self.pull.reference,
             access: &self.pull.access,
             report: self.report,
+            stop: self.stop,
         }
     }
 
     /// Says on a blob where it came from, so that a push can mount it there.
     fn source_label(&self) -> Option<(String, String)> {
-        let key = format!("{}.{}", labels::DISTRIBUTION_SOURCE, self.pull.reference.host());
+        let key = super::source_label(&self.pull.reference);
         let value = self.pull.reference.path().to_owned();
         labels::validate(&key, &value).ok().map(|()| (key, value))
     }
@@ -266,41 +286,47 @@ impl One<'_> {
 }
 
 /// Runs both to their end; gives what was unpacked, or none where the bytes came whole but the unpacker saw them break
-/// off. Of two failures the one that is not a mere consequence of the other counts.
+/// off. A failed fetch counts more than what unpacking its bytes led to; neither is broken off in the middle.
 async fn race<A, B>(
     fetching: impl Future<Output = Result<A>>,
     unpacking: impl Future<Output = Result<B>>,
+    stop: &CancellationToken,
 ) -> Result<Option<B>> {
-    tokio::pin!(fetching, unpacking);
-    let mut unpacked = None;
-    loop {
-        tokio::select! {
-            fetched = &mut fetching => {
-                fetched?;
-                break;
-            }
-            done = &mut unpacking, if unpacked.is_none() => match done {
-                Ok(done) => unpacked = Some(done),
-                Err(error) if is_consequence(&error) => return fetching.await.map(|_| None),
-                Err(error) => return Err(error),
-            },
+    let (mut fetching, mut unpacking) = (Box::pin(fetching), Box::pin(unpacking));
+    let unpacked = tokio::select! {
+        fetched = &mut fetching => {
+            let fetched = fetched.map(drop);
+            // What it still holds of streams breaks off here, and the unpacker sees it.
+            drop(fetching);
+            let unpacked = unpacking.await;
+            fetched?;
+            unpacked
         }
-    }
-    if unpacked.is_some() {
-        return Ok(unpacked);
-    }
-    match unpacking.await {
-        Err(error) if is_consequence(&error) => Ok(None),
-        done => done.map(Some),
+        unpacked = &mut unpacking => {
+            if unpacked.as_ref().is_err_and(|error| !is_doubtful(error)) {
+                stop.cancel();
+            }
+            match fetching.await {
+                Err(error) if !stop.is_cancelled() => return Err(error),
+                _ => unpacked,
+            }
+        }
+    };
+    match unpacked {
+        Err(error) if is_broken_off(&error) => Ok(None),
+        unpacked => unpacked.map(Some),
     }
 }
 
-/// Whether unpacking failed because its bytes stopped coming.
-fn is_consequence(error: &Error) -> bool {
+/// Whether an unpacker's error may come from wrong bytes, which only the end of the fetch tells.
+fn is_doubtful(error: &Error) -> bool {
+    is_broken_off(error) || matches!(error, Error::Layer { .. }) && error.kind() != ErrorKind::ResourceExhausted
+}
+
+/// Whether unpacking failed because its bytes could not be read.
+fn is_broken_off(error: &Error) -> bool {
     match error {
-        Error::Layer { source, .. } => {
-            matches!(&source.reason, gantry_layer::Reason::Read(read) if read.kind() == std::io::ErrorKind::UnexpectedEof)
-        }
+        Error::Layer { source, .. } => matches!(&source.reason, gantry_layer::Reason::Read(_)),
         error => error.kind() == ErrorKind::Cancelled,
     }
 }

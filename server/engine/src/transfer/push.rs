@@ -9,7 +9,6 @@ use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use gantry_content::ReaderAt;
 use gantry_registry::{BlobSource, Pushed};
-use gantry_types::labels::DISTRIBUTION_SOURCE;
 use gantry_types::{Descriptor, Reference, Scope};
 
 use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE};
@@ -25,8 +24,8 @@ pub(super) async fn push(t: &Transfer, scope: &Scope, push: Push, progress: Prog
     let image = t.images.get(scope, &push.name).await?;
     let (report, reference) = (Report::new(progress), push.reference.to_string());
     report.title(format!("Pushing to OCI Registry ({reference})"));
-    report.named("pushing content", &reference, &image.target);
-    report.belongs(&image.target, reference.clone());
+    report.named("pushing content", &push.name, &image.target);
+    report.belongs(&image.target, push.name.clone());
     let mut plan = Plan::default();
     plan.collect(t, scope, &image.target, &push, 0).await?;
     plan.announce(t, scope, &report).await?;
@@ -40,7 +39,7 @@ pub(super) async fn push(t: &Transfer, scope: &Scope, push: Push, progress: Prog
         send_document(t, scope, document, &push, number == top).await?;
         report.blob("complete", document, document.size);
     }
-    report.named("pushed content", &reference, &image.target);
+    report.named("pushed content", &push.name, &image.target);
     report.title(format!("Completed push to OCI Registry ({reference})"));
     Ok(())
 }
@@ -122,7 +121,7 @@ async fn send_blob(t: &Transfer, scope: &Scope, blob: &Descriptor, push: &Push, 
 
 /// Other repositories of the same registry that have the blob.
 fn mount_sources(labels: &gantry_types::Labels, to: &Reference) -> Vec<String> {
-    let key = format!("{DISTRIBUTION_SOURCE}.{}", to.host());
+    let key = super::source_label(to);
     let listed = labels.get(&key).map(String::as_str).unwrap_or_default();
     listed.split(',').filter(|r| !r.is_empty() && *r != to.path()).map(str::to_owned).collect()
 }

@@ -7,6 +7,7 @@ use gantry_layer::Control;
 use gantry_metadata::Resource;
 use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Transfer;
 use super::report::Report;
@@ -15,6 +16,9 @@ use crate::diff::{Applied, Job, compression_of};
 use crate::leases::unique;
 use crate::stream::{self, Feed};
 use crate::{Error, Result};
+
+/// Longest an unpacking thread takes to notice that it is not wanted any more.
+const STOPPING: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A layer to unpack, and how its bytes come.
 pub(super) struct Layer {
@@ -111,35 +115,52 @@ impl One<'_> {
     async fn extract(&self, descriptor: &Descriptor, diff_id: &Digest, source: Source) -> Result<()> {
         let _permit = self.transfer.core.unpacking.acquire().await.map_err(|_| Error::Stopped { what: "unpack" })?;
         let key = format!("extract-{} {}", unique(), self.chain_id);
-        let labels = Labels::from([(labels::SNAPSHOT_REF.to_owned(), self.chain_id.to_string())]);
+        let labels = self.labels(diff_id);
         let snapshots = &self.transfer.snapshots;
-        let prepared = snapshots.prepare(self.scope, self.snapshotter, &key, self.parent, labels).await;
+        let prepared = snapshots.prepare(self.scope, self.snapshotter, &key, self.parent, labels.clone()).await;
         let mounts = match prepared {
             // A remote snapshotter has it by the reference.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
             prepared => prepared?,
         };
-        let mut half_done = HalfDone { one: self, key: Some(key.clone()) };
-        let unpacked =
-            self.fill(descriptor, mounts, source).await.and_then(|applied| self.check(descriptor, diff_id, applied));
-        let committed = match unpacked {
-            Ok(()) => self.commit(&key).await,
+        let ended = CancellationToken::new();
+        let mut half_done = HalfDone { one: self, key: Some(key.clone()), ended: ended.clone() };
+        let unpacked = self.fill(descriptor, mounts, source, ended).await;
+        let checked = unpacked.and_then(|applied| self.check(descriptor, diff_id, applied));
+        let committed = match checked {
+            Ok(()) => self.commit(&key, labels).await,
             Err(error) => Err(error),
         };
-        match committed {
-            Ok(()) => half_done.key = None,
-            Err(error) => {
-                half_done.key = None;
-                self.remove(&key).await;
-                return Err(error);
-            }
+        half_done.key = None;
+        if committed.is_err() {
+            self.remove(&key).await;
+        } else {
+            self.report.blob("extracted", descriptor, descriptor.size);
         }
-        self.report.blob("extracted", descriptor, descriptor.size);
-        Ok(())
+        committed
     }
 
-    async fn fill(&self, descriptor: &Descriptor, mounts: Vec<Mount>, source: Source) -> Result<Applied> {
+    /// What containerd's clients look for on a layer's snapshot.
+    fn labels(&self, diff_id: &Digest) -> Labels {
+        let mut labels = Labels::from([
+            (labels::SNAPSHOT_REF.to_owned(), self.chain_id.to_string()),
+            ("containerd.io/snapshot/diff-id".to_owned(), diff_id.to_string()),
+        ]);
+        if !self.parent.is_empty() {
+            labels.insert("containerd.io/snapshot/parent-chain-id".to_owned(), self.parent.to_owned());
+        }
+        labels
+    }
+
+    async fn fill(
+        &self,
+        descriptor: &Descriptor,
+        mounts: Vec<Mount>,
+        source: Source,
+        ended: CancellationToken,
+    ) -> Result<Applied> {
         let job = Job {
+            ended,
             digest: descriptor.digest.clone(),
             compression: compression_of(&descriptor.media_type)?,
             limits: self.transfer.core.config.unpack,
@@ -173,9 +194,9 @@ impl One<'_> {
         Err(Error::DiffId { digest, expected, actual: applied.diff_id })
     }
 
-    async fn commit(&self, key: &str) -> Result<()> {
+    async fn commit(&self, key: &str, labels: Labels) -> Result<()> {
         let (snapshots, name) = (&self.transfer.snapshots, self.chain_id.as_str());
-        match snapshots.commit(self.scope, self.snapshotter, name, key, "", Labels::new()).await {
+        match snapshots.commit(self.scope, self.snapshotter, name, key, "", labels).await {
             Err(error) if is_present(&error) => {
                 self.remove(key).await;
                 Ok(())
@@ -205,18 +226,22 @@ impl Source {
 struct HalfDone<'a> {
     one: &'a One<'a>,
     key: Option<String>,
+    ended: CancellationToken,
 }
 
 impl Drop for HalfDone<'_> {
     fn drop(&mut self) {
         let Some(key) = self.key.take() else { return };
         let (snapshots, scope) = (self.one.transfer.snapshots.clone(), self.one.scope.clone());
-        let snapshotter = self.one.snapshotter.to_owned();
+        let (snapshotter, ended) = (self.one.snapshotter.to_owned(), self.ended.clone());
         tokio::spawn(async move {
-            // The thread that fills it stops soon; what it writes until then goes with the directory.
+            // The thread that fills it has been told to stop, and until then would put files back.
+            let _ = tokio::time::timeout(STOPPING, ended.cancelled()).await;
             if let Err(error) = snapshots.remove(&scope, &snapshotter, &key).await {
-                tracing::debug!(key, %error, "half unpacked snapshot stays until it is collected");
+                tracing::debug!(key, %error, "half unpacked snapshot was removed otherwise");
             }
+            // A collection may have come first, and found it being filled.
+            let _ = snapshots.cleanup(&scope, &snapshotter).await;
         });
     }
 }

@@ -54,9 +54,25 @@ impl Host {
         assert!(blobs.is_empty(), "no blob: {blobs:?}");
         assert!(self.engine.leases.list(&self.scope, &Filter::default()).await.unwrap().is_empty(), "no lease");
         assert!(self.running().is_empty(), "nothing runs: {:?}", self.running());
-        let files = files_below(&self.dir.path().join("root/content"));
-        let left: Vec<_> = files.iter().filter(|path| path.components().any(|c| c.as_os_str() == "blobs")).collect();
-        assert!(left.is_empty(), "no file of a blob: {left:?}");
+        let mut left = self.left_on_disk();
+        for _ in 0..40 {
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            left = self.left_on_disk();
+        }
+        assert!(left.is_empty(), "nothing on the disk: {left:?}");
+    }
+
+    /// Blobs, ingests and snapshots as directories and files.
+    fn left_on_disk(&self) -> Vec<PathBuf> {
+        let root = self.dir.path().join("root");
+        let mut left: Vec<PathBuf> = files_below(&root.join("content/blobs"));
+        for directory in ["content/ingest", "snapshots/overlayfs/snapshots"] {
+            left.extend(std::fs::read_dir(root.join(directory)).into_iter().flatten().flatten().map(|e| e.path()));
+        }
+        left
     }
 
     /// What runs, besides collections, which come and go by themselves.
