@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use gantry_api::convert::platform_to_wire;
 use gantry_api::pb::containerd::services::introspection::v1::Plugin;
@@ -15,12 +16,16 @@ const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
 /// Parts with nothing to say but that they are there.
 const PLAIN: &[(&str, &[&str])] = &[
-    ("io.containerd.content.v1", &["content"]),
     ("io.containerd.differ.v1", &["walking"]),
     ("io.containerd.event.v1", &["exchange"]),
     ("io.containerd.gc.v1", &["scheduler"]),
     ("io.containerd.lease.v1", &["manager"]),
     ("io.containerd.metadata.v1", &["bolt"]),
+    ("io.containerd.monitor.container.v1", &["restart"]),
+    ("io.containerd.sandbox.controller.v1", &["shim"]),
+    ("io.containerd.sandbox.store.v1", &["local"]),
+    ("io.containerd.server.v1", &["grpc", "ttrpc"]),
+    ("io.containerd.shim.v1", &["manager"]),
     ("io.containerd.streaming.v1", &["manager"]),
     ("io.containerd.transfer.v1", &["local"]),
     (
@@ -49,6 +54,7 @@ const PLAIN: &[(&str, &[&str])] = &[
             "leases",
             "mounts",
             "namespaces",
+            "sandbox-controllers",
             "sandboxes",
             "snapshots",
             "streaming",
@@ -67,6 +73,7 @@ pub(crate) fn all(engine: &Engine) -> Vec<Plugin> {
     let plain = PLAIN.iter().flat_map(|(kind, ids)| ids.iter().map(|id| plugin(kind, id)));
     let mut plugins: Vec<Plugin> = plain.collect();
     plugins.extend(engine.snapshots.names().iter().map(|name| snapshotter(engine, name)));
+    plugins.push(content(engine));
     plugins.push(runtime());
     plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
     plugins
@@ -78,9 +85,18 @@ fn plugin(kind: &str, id: &str) -> Plugin {
 }
 
 fn snapshotter(engine: &Engine, name: &str) -> Plugin {
-    let root = engine.config().root.join("snapshots").join(name);
-    let exports = BTreeMap::from([("root".into(), root.to_string_lossy().into_owned())]);
-    Plugin { exports, ..plugin(SNAPSHOTTER, name) }
+    let Ok(parts) = engine.snapshots.snapshotter(name) else { return plugin(SNAPSHOTTER, name) };
+    let capabilities = parts.capabilities().iter().map(|&word| word.to_owned()).collect();
+    Plugin { exports: parts.root().map(root).unwrap_or_default(), capabilities, ..plugin(SNAPSHOTTER, name) }
+}
+
+fn content(engine: &Engine) -> Plugin {
+    Plugin { exports: root(&engine.config().root.join("content")), ..plugin("io.containerd.content.v1", "content") }
+}
+
+/// Where a part keeps its files, as it tells clients.
+fn root(path: &Path) -> BTreeMap<String, String> {
+    BTreeMap::from([("root".into(), path.to_string_lossy().into_owned())])
 }
 
 fn runtime() -> Plugin {

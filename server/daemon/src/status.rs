@@ -11,7 +11,7 @@ const MAX_MESSAGE: usize = 6 << 10;
 /// The status for an error: its kind as code, its text and that of its sources as message.
 pub(crate) fn of(error: impl HasKind) -> Status {
     let code = code(error.kind());
-    let message = message(&error);
+    let message = classed(message(&error), error.kind());
     if matches!(code, Code::Internal | Code::DataLoss) {
         tracing::error!(%code, "{message}");
     }
@@ -55,6 +55,25 @@ fn message(error: &dyn Error) -> String {
     shortened(text)
 }
 
+/// The text, ending in the words of its class as containerd's messages do: scripts and clients look for them.
+fn classed(mut text: String, kind: ErrorKind) -> String {
+    let words = match kind {
+        ErrorKind::InvalidArgument => "invalid argument",
+        ErrorKind::NotFound => "not found",
+        ErrorKind::AlreadyExists => "already exists",
+        ErrorKind::FailedPrecondition => "failed precondition",
+        ErrorKind::OutOfRange => "out of range",
+        ErrorKind::Unimplemented => "not implemented",
+        ErrorKind::Unavailable => "unavailable",
+        _ => return text,
+    };
+    if !text.ends_with(words) {
+        text.push_str(": ");
+        text.push_str(words);
+    }
+    text
+}
+
 fn shortened(mut text: String) -> String {
     if text.len() > MAX_MESSAGE {
         text.truncate(text.floor_char_boundary(MAX_MESSAGE));
@@ -94,7 +113,7 @@ mod tests {
     #[test]
     fn a_giant_message_is_cut_at_a_character() {
         let status = of(unreadable(&"ü".repeat(MAX_MESSAGE)));
-        assert!(status.message().len() <= MAX_MESSAGE + "…".len());
-        assert!(status.message().ends_with('…'));
+        assert!(status.message().len() <= MAX_MESSAGE + "…: not found".len());
+        assert!(status.message().ends_with("…: not found"));
     }
 }

@@ -20,12 +20,13 @@ impl Controller for Services {
         Err(missing(&request.get_ref().sandboxer))
     }
 
+    /// Not asked of containerd's controllers either.
     async fn platform(
         &self,
         request: Request<wire::ControllerPlatformRequest>,
     ) -> Reply<wire::ControllerPlatformResponse> {
         scope::of(&request)?;
-        Err(missing(&request.get_ref().sandboxer))
+        Err(Status::unimplemented("method Platform not implemented"))
     }
 
     async fn stop(&self, request: Request<wire::ControllerStopRequest>) -> Reply<wire::ControllerStopResponse> {

@@ -30,8 +30,7 @@ impl Mounts for Services {
 
     async fn update(&self, request: Request<wire::UpdateRequest>) -> Reply<wire::UpdateResponse> {
         scope::of(&request)?;
-        let name = request.into_inner().info.map(|info| info.name).unwrap_or_default();
-        Err(not_found(&name))
+        Err(Status::unimplemented("not implemented"))
     }
 
     type ListStream = Answers<wire::ListMessage>;

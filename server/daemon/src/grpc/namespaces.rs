@@ -4,7 +4,7 @@ use gantry_api::convert::labels_from_wire;
 use gantry_api::pb::containerd::services::namespaces::v1 as wire;
 use gantry_api::pb::containerd::services::namespaces::v1::namespaces_server::Namespaces;
 use gantry_engine::namespaces::NamespaceRecord;
-use gantry_types::Namespace;
+use gantry_types::{ErrorKind, HasKind as _, Labels, Namespace};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{paths, required};
@@ -13,8 +13,13 @@ use crate::status;
 
 #[async_trait]
 impl Namespaces for Services {
+    /// A namespace that nobody has made yet is an empty one: clients ask for its labels before they use it.
     async fn get(&self, request: Request<wire::GetNamespaceRequest>) -> Reply<wire::GetNamespaceResponse> {
-        let found = self.engine.namespaces.get(&name(&request.get_ref().name)?).await.map_err(status::of)?;
+        let name = name(&request.get_ref().name)?;
+        let found = match self.engine.namespaces.get(&name).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => NamespaceRecord { name, labels: Labels::new() },
+            found => found.map_err(status::of)?,
+        };
         Ok(Response::new(wire::GetNamespaceResponse { namespace: Some(to_wire(found)) }))
     }
 
