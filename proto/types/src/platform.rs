@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 /// Operating system, architecture and variant, normalised on parsing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
-    /// `linux`
-    pub os: String,
     /// `amd64`, `arm64`, …
     pub architecture: String,
-    /// `v8`, `v7`, …; empty for none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub variant: String,
+    /// `linux`
+    pub os: String,
     /// Version of the operating system, where it matters.
     #[serde(default, rename = "os.version", skip_serializing_if = "String::is_empty")]
     pub os_version: String,
     /// Features of the operating system that are needed.
     #[serde(default, rename = "os.features", skip_serializing_if = "Vec::is_empty")]
     pub os_features: Vec<String>,
+    /// `v8`, `v7`, …; empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
 }
 
 impl Platform {

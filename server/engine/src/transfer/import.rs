@@ -11,14 +11,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use gantry_layer::{Compressor, Decompressor, compression_of};
 use gantry_types::media_type::{self, Compression};
-use gantry_types::{Descriptor, Digest, Labels, Scope};
+use gantry_types::{Descriptor, Digest, Filter, Labels, Scope, labels};
 use serde::Deserialize;
-use serde_json::json;
+
 use tokio::io::AsyncRead;
 use tokio::runtime::Handle;
 use tokio_util::io::SyncIoBridge;
 
-use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE};
+use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE, Written};
 use super::{Import, Progress, ProgressSink, Transfer, names};
 use crate::content::{CHUNK, Content, is_present};
 use crate::images::Image;
