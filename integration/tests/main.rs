@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used)]
 
 mod bad_requests;
+mod clients;
 mod crash;
 mod ctr_images;
 mod ctr_run;
