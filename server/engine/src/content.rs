@@ -104,7 +104,13 @@ impl Content {
             Err(error) => return Err(error.into()),
         };
         let names = (scope.clone(), reference.to_owned());
-        Ok(Writer { core: Arc::clone(&self.core), scope: names.0, reference: names.1, inner })
+        Ok(Writer {
+            core: Arc::clone(&self.core),
+            scope: names.0,
+            reference: names.1,
+            media_type: String::new(),
+            inner,
+        })
     }
 
     /// Stores `data` as a blob of this namespace; one that is there already is success and keeps its labels.
@@ -217,6 +223,7 @@ pub struct Writer {
     core: Arc<Core>,
     scope: Scope,
     reference: String,
+    media_type: String,
     inner: Inner,
 }
 
@@ -227,6 +234,11 @@ enum Inner {
 }
 
 impl Writer {
+    /// Says what the bytes are, for the event.
+    pub(crate) fn describe(&mut self, media_type: &str) {
+        media_type.clone_into(&mut self.media_type);
+    }
+
     /// Commits under another lease than the one it was opened under.
     pub(crate) fn adopt(&mut self, scope: &Scope) {
         self.scope = scope.clone();
@@ -319,7 +331,7 @@ impl Writer {
             }
         };
         let size = i64::try_from(blob.size).unwrap_or(i64::MAX);
-        let event = ContentCreate { digest: blob.digest.to_string(), size, media_type: String::new() };
+        let event = ContentCreate { digest: blob.digest.to_string(), size, media_type: self.media_type.clone() };
         core.emit(&self.scope.namespace, "/content/create", &event);
         Ok(blob)
     }

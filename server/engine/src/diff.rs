@@ -97,6 +97,7 @@ impl Diff {
         operation.stage("comparing and storing");
         let mut writer = self.content.writer(scope, reference, None, None).await?;
         writer.truncate(0).await?;
+        writer.describe(media_type);
         let (spout, mut pieces) = stream::spout();
         let (left, right, newest) = (left.to_vec(), right.to_vec(), options.source_date_epoch);
         let making = tokio::task::spawn_blocking(move || make(&left, &right, spout, compression, newest));

@@ -331,6 +331,16 @@ async fn a_pull_that_was_broken_off_goes_on_where_it_was() {
     assert!(broken.is_err(), "the trickle is slow enough to be broken off");
     let statuses = host.engine.content.statuses(&host.scope, &Filter::default()).await.unwrap();
     assert_eq!(statuses.len(), 1, "the ingest waits");
+    let directories = host.dir.path().join("root/snapshots/overlayfs/snapshots");
+    let made = || std::fs::read_dir(&directories).into_iter().flatten().flatten().count();
+    for _ in 0..40 {
+        if made() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(made(), 0, "no half unpacked directory stays");
+    assert!(host.engine.leases.list(&host.scope, &Filter::default()).await.unwrap().is_empty(), "no lease stays");
     fake.clear_faults();
     fake.clear_requests();
     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -390,12 +390,7 @@ fn compress(content: &Content, scope: &Scope, digest: &Digest, handle: &Handle) 
     }
 }
 
-async fn write_document(
-    t: &Transfer,
-    scope: &Scope,
-    media_type: &str,
-    document: &Written<'_>,
-) -> Result<Descriptor> {
+async fn write_document(t: &Transfer, scope: &Scope, media_type: &str, document: &Written<'_>) -> Result<Descriptor> {
     let bytes = serde_json::to_vec(document).map_err(|e| Error::invalid("document", e.to_string()))?;
     let bytes = Bytes::from(bytes);
     let descriptor = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use gantry_types::{Descriptor, Digest, Labels, Platform, Scope, labels, media_type};
-use serde::{Deserialize, Serialize};
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 use crate::{Error, Result};
