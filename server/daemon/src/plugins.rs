@@ -22,7 +22,6 @@ const PLAIN: &[(&str, &[&str])] = &[
     ("io.containerd.lease.v1", &["manager"]),
     ("io.containerd.metadata.v1", &["bolt"]),
     ("io.containerd.monitor.container.v1", &["restart"]),
-    ("io.containerd.sandbox.controller.v1", &["shim"]),
     ("io.containerd.sandbox.store.v1", &["local"]),
     ("io.containerd.server.v1", &["grpc", "ttrpc"]),
     ("io.containerd.shim.v1", &["manager"]),

@@ -198,6 +198,7 @@ impl HasKind for Error {
             Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Error::Invalid { .. } | Error::BadBlob { .. } => ErrorKind::InvalidArgument,
             Error::Precondition { .. } | Error::DiffId { .. } => ErrorKind::FailedPrecondition,
+            Error::MediaType { wanted: "made", .. } => ErrorKind::Unimplemented,
             // Clients look for this code to try another way.
             Error::MediaType { .. } => ErrorKind::Unknown,
             Error::Unimplemented(_) => ErrorKind::Unimplemented,

@@ -158,8 +158,11 @@ impl Snapshots {
             self.undo(&**snapshotter, &internal).await;
             return Err(error.into());
         }
-        let event = SnapshotPrepare { key, parent: parent.unwrap_or_default(), snapshotter: name };
-        self.core.emit(&scope.namespace, "/snapshot/prepare", &event);
+        // Nobody is told of views: as with containerd.
+        if kind != SnapshotKind::View {
+            let event = SnapshotPrepare { key, parent: parent.unwrap_or_default(), snapshotter: name };
+            self.core.emit(&scope.namespace, "/snapshot/prepare", &event);
+        }
         Ok(mounts)
     }
 

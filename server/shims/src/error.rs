@@ -80,7 +80,7 @@ pub enum Error {
         reason: String,
     },
     /// A call on the shim's socket failed.
-    #[error("shim of {id}: {method}: {status}")]
+    #[error("{}{status}", lead(.id, .method, .status))]
     Call {
         /// The task.
         id: String,
@@ -100,6 +100,15 @@ impl Error {
     /// Whether the shim cannot be reached any more (it is not that it said no).
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::Call { status, .. } if *status == Status::closed())
+    }
+}
+
+/// What stands before a shim's words: as little as clients are used to, more where they are not the shim's own.
+fn lead(id: &str, method: &str, status: &Status) -> String {
+    match method {
+        _ if *status == Status::closed() => format!("shim of {id}: {method}: "),
+        "Create" => "failed to create shim task: ".into(),
+        _ => String::new(),
     }
 }
 

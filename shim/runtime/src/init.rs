@@ -243,10 +243,12 @@ impl Walk<'_> {
     }
 
     fn filesystem(&mut self, fs: &Filesystem) -> Sys<()> {
+        // What was there gives its mode; a directory made only now has none worth keeping.
+        let inherit = fs.inherit_mode && self.resolve(&fs.target).is_ok();
         let place = self.make(&fs.target, false)?;
         self.detail = step::OPEN;
         let context = bare(mount::fsopen(&fs.kind))?;
-        let result = self.configure(fs, &context, &place);
+        let result = self.configure(fs, &context, inherit.then_some(&place));
         if result.is_err() {
             let length = mount::read_log(as_borrowed(&context), &mut self.text).unwrap_or(0);
             self.length = length.min(self.text.len());
@@ -267,9 +269,15 @@ impl Walk<'_> {
         attach(tree.as_raw_fd(), place.0, EMPTY)
     }
 
-    fn configure(&mut self, fs: &Filesystem, context: &std::os::fd::OwnedFd, place: &Fd) -> Sys<std::os::fd::OwnedFd> {
+    /// Sets the parameters of a file system, its root's mode like `model`'s.
+    fn configure(
+        &mut self,
+        fs: &Filesystem,
+        context: &std::os::fd::OwnedFd,
+        model: Option<&Fd>,
+    ) -> Sys<std::os::fd::OwnedFd> {
         let context = as_borrowed(context);
-        if fs.inherit_mode {
+        if let Some(place) = model {
             let mut digits = [0u8; 6];
             bare(mount::fsconfig_string(context, c"mode", octal(sys::fstat(place.0)?.st_mode & 0o7777, &mut digits)))?;
         }

@@ -176,7 +176,7 @@ pub(crate) struct Filesystem {
     pub(crate) source: Option<CString>,
     /// Its parameters.
     pub(crate) data: Vec<(CString, Option<CString>)>,
-    /// Set its root's mode to what it covers.
+    /// Set its root's mode to what it covers, where that was there before.
     pub(crate) inherit_mode: bool,
     /// `MOUNT_ATTR_*`.
     pub(crate) attributes: u64,

@@ -51,14 +51,18 @@ fn extra_labels(import: &Import) -> Labels {
 
 fn annotated_name(manifest: &Descriptor, rule: &ImageReference) -> Option<String> {
     let annotation = |key: &str| manifest.annotations.get(key).filter(|v| !v.is_empty());
+    // A full name is taken as it stands or not at all.
     if let Some(full) = annotation(IMAGE_NAME) {
-        return Some(full.clone());
+        return by_rule(full, rule).filter(|name| name == full);
     }
-    let name = annotation(REF_NAME)?;
+    by_rule(annotation(REF_NAME)?, rule)
+}
+
+fn by_rule(name: &str, rule: &ImageReference) -> Option<String> {
     if rule.name.is_empty() || !name.contains(['/', ':', '@']) {
-        return Some(if rule.name.is_empty() { name.clone() } else { format!("{}:{name}", rule.name) });
+        return Some(if rule.name.is_empty() { name.to_owned() } else { format!("{}:{name}", rule.name) });
     }
-    (rule.allow_overwrite || has_prefix(name, &rule.name)).then(|| name.clone())
+    (rule.allow_overwrite || has_prefix(name, &rule.name)).then(|| name.to_owned())
 }
 
 /// Whether `name` is the repository `prefix` or lies in it.
