@@ -298,7 +298,12 @@ impl Normal {
             (r"(/run/containerd/fifo|WORK/fifos)/\d+/", "$1/RANDOM/"),
             (r"/run/containerd/s/[0-9a-f]{64}", "/run/containerd/s/RANDOM"),
             (r"(import|exec|tmp|containerd-mount|initialC)[-]?\d{6,}", "${1}RANDOM"),
+            (r"0x[0-9a-f]{5,}", "0xN"),
+            (r"nsexec-\d\[\d+\]", "nsexec[PID]"),
+            // Whether a blob was there before one looked, or came in between, is chance.
+            (r"(?m)^((?:config|index|layer|manifest)-sha256:[0-9a-f]{64}:[ \t]+)exists", "${1}done"),
             (r"(\S)[ \t]{2,}", "$1  "),
+            (r"(\S)\t", "$1  "),
             (r"(?m)[ \t]+$", ""),
         ];
         let patterns = patterns.map(|(from, to)| (Regex::new(from).expect("a good pattern"), to));
@@ -425,14 +430,15 @@ impl Comparison {
 /// What kind of failure a client's line speaks of: the words that containerd's errors end in, or who says it.
 fn class(line: &str) -> Option<&'static str> {
     const WORDS: &[&str] = &[
+        "OCI runtime create failed",
+        "OCI runtime exec failed",
+        "failed to create shim task",
         "not found",
         "already exists",
         "invalid argument",
         "failed precondition",
         "out of range",
         "not implemented",
-        "OCI runtime create failed",
-        "OCI runtime exec failed",
         "runtime \"io.containerd.nothing.v9\"",
     ];
     let error = line.starts_with("ctr: ") || line.contains("level=error");
