@@ -13,5 +13,6 @@ mod go_client;
 mod hostile;
 mod layering;
 mod restart;
+mod service;
 mod tour;
 mod trees;
