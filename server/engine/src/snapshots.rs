@@ -181,6 +181,10 @@ impl Snapshots {
         labels: Labels,
     ) -> Result<()> {
         let (driver, _) = self.core.snapshotter(snapshotter)?;
+        if name.is_empty() {
+            // Found out after the act, it would cost the active snapshot.
+            return Err(Error::invalid("snapshot", "name: must not be empty"));
+        }
         let records = self.core.db.snapshots(&scope.namespace, driver);
         self.refuse_present(scope, driver, name).await?;
         let active = records.get(key)?;

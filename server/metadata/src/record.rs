@@ -221,7 +221,7 @@ impl Resource {
             ("content", _) => id.parse().map(Resource::Content).map_err(|_| invalid("the id is not a digest")),
             ("images", _) => Ok(Resource::Image(id.to_owned())),
             ("ingests", _) => Ok(Resource::Ingest(id.to_owned())),
-            (_, Some("")) => Err(invalid("no snapshotter is named")),
+            ("snapshots", _) | (_, Some("")) => Err(invalid("no snapshotter is named")),
             (_, Some(name)) if name.contains('/') => Err(invalid("a snapshotter's name has no `/`")),
             (_, Some(name)) => Ok(Resource::Snapshot { snapshotter: name.to_owned(), key: id.to_owned() }),
             _ => Err(crate::Error::UnknownResource { type_name: type_name.to_owned() }),

@@ -29,6 +29,8 @@ use table::{ProcessEntry, Table};
 
 /// How long a list waits for one shim's answer.
 const LIST_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+/// The last real-time signal (signal(7)).
+const LAST_SIGNAL: u32 = 64;
 
 /// The tasks of all namespaces.
 #[derive(Clone)]
@@ -240,6 +242,9 @@ impl Tasks {
     pub async fn kill(&self, scope: &Scope, container_id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
         let (id, exec_id) = (container_id.to_owned(), exec_id.to_owned());
         let calls = self.task(scope, container_id)?.shim.calls().clone();
+        if signal > LAST_SIGNAL {
+            return Err(Error::invalid("signal", format!("{signal} is none: the last one is {LAST_SIGNAL}")));
+        }
         Ok(calls.kill(wire::KillRequest { id, exec_id, signal, all }).await?)
     }
 
