@@ -13,4 +13,4 @@ fi
 mkdir -p "$out/stubs"
 cd "$defs"
 "$out/bin/python" -m grpc_tools.protoc -I . --python_out="$out/stubs" --grpc_python_out="$out/stubs" \
-    $(find containerd/types containerd/v1 containerd/services containerd/events -name '*.proto')
+    $(find containerd/types containerd/v1 containerd/services containerd/events -name "*.proto" ! -path "*introspection*")

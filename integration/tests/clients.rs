@@ -13,7 +13,7 @@ use gantry_integration::{Daemon, Lab, Outcome};
 /// How long one program may take; the Java machine is the slowest to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the daemon tells of one container with one more process in it. The ends of both are told between the marks.
+/// What the daemon tells of one container with one more process in it.
 const EVENTS: &[&str] = &[
     "/tasks/create",
     "/tasks/start",

@@ -89,7 +89,7 @@ public final class Main {
         try (Daemon daemon = new Daemon(args[0], NAMESPACE, lease)) {
             new Main(daemon, args[1], args[2]).example(lease);
         } catch (Exception e) {
-            System.err.println("example: " + e.getMessage());
+            System.err.println("example: " + e.getMessage() + (e.getCause() == null ? "" : ": " + e.getCause()));
             System.exit(1);
         }
     }
