@@ -11,6 +11,7 @@ if ! cmp -s "$here/requirements.txt" "$out/requirements.txt"; then
     cp "$here/requirements.txt" "$out/requirements.txt"
 fi
 mkdir -p "$out/stubs"
+out=$(cd "$out" && pwd)
 cd "$defs"
 "$out/bin/python" -m grpc_tools.protoc -I . --python_out="$out/stubs" --grpc_python_out="$out/stubs" \
     $(find containerd/types containerd/v1 containerd/services containerd/events -name "*.proto" ! -path "*introspection*")
