@@ -78,7 +78,8 @@ impl Making<'_> {
             rlimits::parse(limit)?;
         }
         self.record.write(&self.directory)?;
-        self.record.cgroup.create_unified()?;
+        let none = Resources::default();
+        let _holder = self.record.cgroup.create_unified(spec.linux.resources.as_ref().unwrap_or(&none))?;
         let early = cgroups_first(&namespaces, spec);
         if early {
             self.create_cgroups()?;

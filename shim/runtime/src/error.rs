@@ -81,6 +81,16 @@ pub enum Error {
         /// The controller.
         controller: &'static str,
     },
+    /// systemd did not do what was asked of a unit.
+    #[error("systemd: {action} unit {unit}: {reason}")]
+    Systemd {
+        /// What was asked.
+        action: &'static str,
+        /// The unit.
+        unit: String,
+        /// What systemd or the bus says.
+        reason: String,
+    },
     /// A hook failed.
     #[error("{stage} hook {}: {reason}", path.display())]
     Hook {
@@ -169,9 +179,11 @@ impl HasKind for Error {
             Error::Unsupported { .. } | Error::NoController { .. } => ErrorKind::Unimplemented,
             Error::Timeout { .. } => ErrorKind::DeadlineExceeded,
             Error::File { source, .. } | Error::System { source, .. } => ErrorKind::of_io(source),
-            Error::Init { .. } | Error::Executable { .. } | Error::Hook { .. } | Error::Died { .. } => {
-                ErrorKind::Unknown
-            }
+            Error::Systemd { .. }
+            | Error::Init { .. }
+            | Error::Executable { .. }
+            | Error::Hook { .. }
+            | Error::Died { .. } => ErrorKind::Unknown,
             Error::Cgroup { source, .. } => match source.raw_os_error() {
                 Some(libc::EINVAL | libc::ERANGE) => ErrorKind::InvalidArgument,
                 _ => ErrorKind::of_io(source),

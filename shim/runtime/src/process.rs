@@ -28,6 +28,8 @@ pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     let Settings { process, stdio, preserve_fds, seccomp, gate, home } = settings;
     let owner = process.user.uid;
     let mut ops = vec![streams(stdio, process, owner, gate.is_some())?];
+    // Before any filter, which may not know the call; what is opened later closes at exec by itself.
+    ops.push(Op::CloseFrom(3 + preserve_fds));
     ops.extend(labels(process)?);
     ops.extend(scheduling(process)?);
     let (late, early) = match (seccomp, process.no_new_privileges) {
@@ -49,7 +51,6 @@ pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     ops.push(Op::WorkingDirectory { path: directory, late: true });
     ops.push(Op::Find);
     ops.extend(gate.map(|fifo| Op::Gate { fifo }));
-    ops.push(Op::CloseFrom(3 + preserve_fds));
     ops.extend(late.map(Op::Seccomp));
     ops.push(Op::Exec(program(process, home)?));
     Ok(ops)

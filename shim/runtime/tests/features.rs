@@ -291,6 +291,17 @@ fn seccomp_decides_on_calls_and_arguments() {
 }
 
 #[test]
+fn a_filter_without_the_calls_of_the_set_up_lets_the_program_run() {
+    let mut bundle = Bundle::new(&["echo", "runs"]);
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}],
+    });
+    assert_eq!(bundle.output(), "runs\n");
+}
+
+#[test]
 fn a_refused_rlimit_names_its_type() {
     let mut bundle = Bundle::new(&["true"]);
     bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 1u64 << 40, "soft": 1024}]);

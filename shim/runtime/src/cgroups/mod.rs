@@ -1,8 +1,11 @@
 //! A container's cgroup: where it is, its limits, who is in it, what it has used, its end. v1 (with the v2 tree of a
 //! hybrid system beside it) and v2; made in the file system or asked of systemd.
 
+mod dbus;
 pub(crate) mod devices;
 mod file;
+mod holder;
+mod marshal;
 mod systemd;
 mod v1;
 mod v2;
@@ -12,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use holder::Holder;
 
 use crate::container::{CgroupDriver, OomWatch};
 use crate::error::{Error, Result};
@@ -120,16 +125,23 @@ impl Cgroup {
         self.hierarchies.is_empty()
     }
 
-    /// Makes the directory of the v2 tree, in which a process is made.
-    pub(crate) fn create_unified(&self) -> Result<()> {
-        if let Some(unit) = &self.unit {
-            return Err(Error::Unsupported { what: format!("the systemd cgroup driver (unit {})", unit.name) });
-        }
+    /// Has systemd make the unit, and makes the directory of the v2 tree, in which a process is made. What comes back
+    /// keeps the unit alive until the container's process is in it.
+    pub(crate) fn create_unified(&self, resources: &Resources) -> Result<Option<Holder>> {
+        let holder = match &self.unit {
+            Some(unit) => {
+                let holder = Holder::new()?;
+                unit.start(holder.pid(), self.is_v2(), resources)?;
+                Some(holder)
+            }
+            None => None,
+        };
         match &self.unified {
-            Some(path) if self.is_v2() => v2::make(path),
-            Some(path) => file::make_directory(path),
-            None => Ok(()),
+            Some(path) if self.is_v2() => v2::make(path)?,
+            Some(path) => file::make_directory(path)?,
+            None => {}
         }
+        Ok(holder)
     }
 
     /// Makes the directories of v1 hierarchies and sets the limits. What was made by a failure stays for
@@ -148,6 +160,9 @@ impl Cgroup {
 
     /// Changes limits.
     pub(crate) fn update(&self, resources: &Resources) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            unit.update(self.is_v2(), resources)?;
+        }
         self.limit(resources, false)
     }
 
@@ -204,6 +219,7 @@ impl Cgroup {
         loop {
             let left = self.all_pids();
             if left.is_empty() {
+                self.unit.as_ref().map_or(Ok(()), systemd::Unit::stop)?;
                 return self.remove();
             }
             self.signal(libc::SIGKILL)?;

@@ -150,7 +150,7 @@ fn limit_cpu(path: &Path, cpu: &Cpu) -> Result<()> {
 
 /// v1 shares (2 … 262144, 1024 is one unit) as v2 weight (1 … 10000, 100 is one unit): the curve through both ends
 /// and the middle that runc uses.
-fn weight_of_shares(shares: u64) -> u64 {
+pub(super) fn weight_of_shares(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }
