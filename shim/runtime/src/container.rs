@@ -87,6 +87,18 @@ pub struct ExecOptions<'a> {
     pub preserve_fds: u32,
 }
 
+/// Where below the container's own cgroup an executed process lives, and whether a frozen container may have it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExecPlace<'a> {
+    /// A cgroup of its own of this name (letters, digits and `_ + - .`), so that [`Container::kill_exec`] ends all that
+    /// it started. With v1 in one hierarchy only; limits stay those of the container.
+    pub own: Option<&'a str>,
+    /// Existing cgroups below the container's: controllers (all of them if empty) and path.
+    pub existing: &'a [(String, String)],
+    /// Execute in a frozen container: the process waits for the thaw.
+    pub ignore_paused: bool,
+}
+
 /// An executed process. It is a child of the caller, who reaps it.
 #[derive(Debug)]
 pub struct Child {
@@ -269,10 +281,28 @@ impl Container {
 
     /// Executes a further process in the container's namespaces and cgroup.
     pub fn exec(&self, options: ExecOptions<'_>) -> Result<Child> {
+        self.exec_in(options, ExecPlace::default())
+    }
+
+    /// Executes a further process at a place of its own in the container's cgroup.
+    pub fn exec_in(&self, options: ExecOptions<'_>, place: ExecPlace<'_>) -> Result<Child> {
         match self.status() {
-            Status::Running | Status::Created => exec::exec(self, options),
+            Status::Running | Status::Created => exec::exec(self, options, place),
+            // Its set-up would wait for the thaw, and we for it: it is frozen again once its program runs.
+            Status::Paused if place.ignore_paused => {
+                self.record.cgroup.freeze(false)?;
+                let child = exec::exec(self, options, place);
+                self.record.cgroup.freeze(true)?;
+                child
+            }
             other => Err(self.refuse("exec in", other)),
         }
+    }
+
+    /// Kills every process in the cgroup that [`ExecPlace::own`] named, and removes it. That it is gone is success.
+    pub fn kill_exec(&self, name: &str) -> Result<()> {
+        state::check_id(name)?;
+        self.record.cgroup.own_child(name)?.destroy()
     }
 
     /// Signals the init, or with `all` every process of the container's cgroup. A gone init is [`Error::Gone`].

@@ -3,7 +3,8 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use crate::container::{Child, Container, ExecOptions, Status, Stdio};
+use crate::cgroups::Cgroup;
+use crate::container::{Child, Container, ExecOptions, ExecPlace, Status, Stdio};
 use crate::create::{failure, own, personality, send_listener, set_oom_score};
 use crate::error::{Error, Result};
 use crate::namespaces::{self, Spawned};
@@ -11,18 +12,19 @@ use crate::plan::{Ask, Op, c_string};
 use crate::process::{self, Settings};
 use crate::spec::{NamespaceKind, Process};
 use crate::sys::{self, Fd};
-use crate::{hooks, rlimits, rootfs};
+use crate::{hooks, rlimits, rootfs, state};
 
 /// See [`Container::exec`].
-pub(crate) fn exec(container: &Container, options: ExecOptions<'_>) -> Result<Child> {
+pub(crate) fn exec(container: &Container, options: ExecOptions<'_>, place: ExecPlace<'_>) -> Result<Child> {
     options.process.validate()?;
     let process = inherit(container, options.process);
     for limit in &process.rlimits {
         rlimits::parse(limit)?;
     }
     let proc = namespaces::host_proc()?;
-    let ops = plan(container, &process, options)?;
-    let cgroup = container.record.cgroup.unified_directory()?;
+    let home = cgroup(container, place)?;
+    let ops = plan(container, &process, options, &home)?;
+    let cgroup = home.unified_directory()?;
     let pid_namespace = container.spec.namespace(NamespaceKind::Pid).is_some();
     let init = init_pidfd(container)?;
     let spawned = namespaces::spawn_beside(&init, pid_namespace, cgroup.as_ref(), &ops, &proc)?;
@@ -60,7 +62,21 @@ fn init_pidfd(container: &Container) -> Result<Fd> {
     copy.map(|fd| Fd(fd as i32)).map_err(|errno| Error::system("copy pidfd", std::io::Error::from_raw_os_error(errno)))
 }
 
-fn plan(container: &Container, process: &Process, options: ExecOptions<'_>) -> Result<Vec<Op>> {
+/// The cgroup of the process.
+fn cgroup(container: &Container, place: ExecPlace<'_>) -> Result<Cgroup> {
+    let whole = &container.record.cgroup;
+    if let Some(name) = place.own {
+        state::check_id(name)?;
+        return whole.make_child(name);
+    }
+    if !place.existing.is_empty() {
+        return whole.below(place.existing);
+    }
+    // An init that manages cgroups itself has moved below the container's, which then takes no processes.
+    if whole.has_moved_on() { Cgroup::of_process(container.record.pid) } else { Ok(whole.clone()) }
+}
+
+fn plan(container: &Container, process: &Process, options: ExecOptions<'_>, cgroup: &Cgroup) -> Result<Vec<Op>> {
     let affinity = process.exec_cpu_affinity.clone().unwrap_or_default();
     let mask = |list: &str| process::cpu_mask("process.execCPUAffinity", list);
     let mut ops = vec![Op::Session];
@@ -70,7 +86,7 @@ fn plan(container: &Container, process: &Process, options: ExecOptions<'_>) -> R
     if !affinity.initial.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.initial)?));
     }
-    ops.push(Op::JoinCgroups(container.record.cgroup.join_files()?));
+    ops.push(Op::JoinCgroups(cgroup.join_files()?));
     if !affinity.last.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.last)?));
     }
@@ -145,7 +161,7 @@ pub(crate) fn start_hooks(container: &Container) -> Result<()> {
         let process = Process { args, env: hook.env.clone(), terminal: false, ..init.clone() };
         let stdin = hooks::state_pipe(&container.state_as(Status::Created, container.record.pid))?;
         let stdio = Stdio::Fds([Some(stdin.as_fd()), None, None]);
-        let child = exec(container, ExecOptions { process: &process, stdio, preserve_fds: 0 })
+        let child = exec(container, ExecOptions { process: &process, stdio, preserve_fds: 0 }, ExecPlace::default())
             .map_err(|error| failed(error.to_string()))?;
         let wait =
             hook.timeout.filter(|seconds| *seconds > 0).map_or(-1, |seconds| (seconds as i32).saturating_mul(1000));

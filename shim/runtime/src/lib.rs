@@ -28,7 +28,9 @@ mod state;
 pub mod stats;
 mod sys;
 
-pub use container::{CgroupDriver, Child, Container, CreateOptions, ExecOptions, Gate, OomWatch, Status, Stdio};
+pub use container::{
+    CgroupDriver, Child, Container, CreateOptions, ExecOptions, ExecPlace, Gate, OomWatch, Status, Stdio,
+};
 pub use error::{Error, Result};
 pub use features::features;
 pub use spec::{Process, Resources, Spec, State};

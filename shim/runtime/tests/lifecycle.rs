@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Bundle, exec, process, read_console, wait};
-use gantry_runtime::{Container, Error, Gate, Resources, Status, Stdio};
+use gantry_runtime::{Container, Error, ExecOptions, ExecPlace, Gate, Resources, Status, Stdio};
 use serde_json::json;
 
 #[test]
@@ -112,6 +112,52 @@ fn executed_processes_share_namespaces_and_cgroup() {
     assert_eq!(groups, init_groups);
     let (_, code) = exec(&container, &process(&["sh", "-c", "exit 3"])).unwrap();
     assert_eq!(code, 3);
+    container.delete(true).unwrap();
+    wait(container.pid());
+}
+
+#[test]
+fn an_executed_process_with_a_cgroup_of_its_own_dies_with_all_it_started() {
+    let bundle = Bundle::new(&["sleep", "60"]);
+    let mut container = bundle.create(Stdio::Null).unwrap();
+    container.start().unwrap();
+    let before = container.pids().unwrap();
+    let process = process(&["sh", "-c", "setsid sleep 61 & setsid sleep 62 & wait"]);
+    let options = ExecOptions { process: &process, stdio: Stdio::Null, preserve_fds: 0 };
+    let place = ExecPlace { own: Some("exec-1"), ..ExecPlace::default() };
+    let child = container.exec_in(options, place).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while container.pids().unwrap().len() < before.len() + 3 {
+        assert!(std::time::Instant::now() < deadline, "{:?}", container.pids());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    container.kill_exec("exec-1").unwrap();
+    assert_eq!(wait(child.pid), 128 + 9);
+    assert_eq!(container.pids().unwrap(), before);
+    container.kill_exec("exec-1").unwrap();
+    assert!(container.kill_exec("../x").is_err());
+    container.delete(true).unwrap();
+    wait(container.pid());
+    assert!(bundle.leftovers().is_empty());
+}
+
+#[test]
+fn a_frozen_container_takes_a_process_only_when_told_so() {
+    let bundle = Bundle::new(&["sleep", "60"]);
+    let mut container = bundle.create(Stdio::Null).unwrap();
+    container.start().unwrap();
+    container.pause().unwrap();
+    let process = process(&["true"]);
+    let options = ExecOptions { process: &process, stdio: Stdio::Null, preserve_fds: 0 };
+    assert!(container.exec(options).is_err());
+    let place = ExecPlace { ignore_paused: true, ..ExecPlace::default() };
+    let child = container.exec_in(options, place).unwrap();
+    assert_eq!(container.status(), Status::Paused);
+    container.resume().unwrap();
+    assert_eq!(wait(child.pid), 0);
+    let absent = [(String::new(), "/absent".to_owned())];
+    let place = ExecPlace { existing: &absent, ..ExecPlace::default() };
+    assert!(container.exec_in(options, place).unwrap_err().to_string().contains("absent"));
     container.delete(true).unwrap();
     wait(container.pid());
 }

@@ -166,6 +166,65 @@ impl Cgroup {
         self.limit(resources, false)
     }
 
+    /// A cgroup below this one that holds one executed process and what it starts: in the v2 tree if that is all there
+    /// is, else in one v1 hierarchy.
+    pub(crate) fn own_child(&self, name: &str) -> Result<Cgroup> {
+        if self.is_v2() {
+            return Ok(Cgroup { unified: self.unified.as_ref().map(|path| path.join(name)), ..Cgroup::default() });
+        }
+        let found = ["pids", "freezer", "cpuacct", "name=systemd"]
+            .iter()
+            .find_map(|controller| self.hierarchies.iter().find(|hierarchy| hierarchy.has(controller)));
+        let hierarchy = found.ok_or(Error::NoController { controller: "pids" })?;
+        let child = Hierarchy { path: hierarchy.path.join(name), ..hierarchy.clone() };
+        Ok(Cgroup { hierarchies: vec![child], ..Cgroup::default() })
+    }
+
+    /// Makes [`Cgroup::own_child`]: this cgroup with that child in place of the directory above it.
+    pub(crate) fn make_child(&self, name: &str) -> Result<Cgroup> {
+        let child = self.own_child(name)?;
+        child.every_directory().try_for_each(file::make_directory)?;
+        let mut whole = self.clone();
+        if self.is_v2() {
+            return Ok(child);
+        }
+        for made in child.hierarchies {
+            whole.hierarchies.retain(|hierarchy| hierarchy.controllers != made.controllers);
+            whole.hierarchies.push(made);
+        }
+        Ok(whole)
+    }
+
+    /// This cgroup with the directories of some controllers (all, where none is named) further below.
+    pub(crate) fn below(&self, places: &[(String, String)]) -> Result<Cgroup> {
+        let mut whole = self.clone();
+        for (controllers, path) in places {
+            let path = clean(path);
+            let named = |hierarchy: &Hierarchy| {
+                controllers.is_empty() || controllers.split(',').any(|name| hierarchy.has(name))
+            };
+            let mut found = false;
+            for hierarchy in whole.hierarchies.iter_mut().filter(|hierarchy| named(hierarchy)) {
+                hierarchy.path.push(&path);
+                found = true;
+            }
+            if self.is_v2() && controllers.is_empty() {
+                whole.unified = self.unified.as_ref().map(|directory| directory.join(&path));
+                found = true;
+            }
+            if !found {
+                return Err(Error::invalid("cgroup", format!("there is no controller {controllers:?}")));
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Whether it is one of the v2 tree that gives controllers to those below, and so takes no processes.
+    pub(crate) fn has_moved_on(&self) -> bool {
+        let control = self.unified.as_ref().filter(|_| self.is_v2()).map(|path| path.join("cgroup.subtree_control"));
+        control.is_some_and(|control| file::read(&control).is_ok_and(|text| !text.trim().is_empty()))
+    }
+
     /// The files a process writes `0` into to join every v1 hierarchy.
     pub(crate) fn join_files(&self) -> Result<Vec<Fd>> {
         self.hierarchies.iter().map(|hierarchy| file::open_write(&hierarchy.path.join("tasks"))).collect()

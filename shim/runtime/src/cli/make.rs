@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use gantry_runtime::{Container, CreateOptions, ExecOptions, Gate, Process, Spec, Stdio};
+use gantry_runtime::{Container, CreateOptions, ExecOptions, ExecPlace, Gate, Process, Spec, Stdio};
 
 use super::args::{Args, Flag, UsageError};
 use super::foreground;
@@ -161,12 +161,20 @@ pub(super) fn exec(global: &Global, args: &Args) -> Result<u8, Failure> {
     };
     let preserve_fds = args.number("preserve-fds")?.unwrap_or(0);
     let signals = (!detach).then(foreground::Signals::block).transpose()?;
-    let child = container.exec(ExecOptions { process: &process, stdio, preserve_fds })?;
+    let existing = args.all("cgroup").iter().map(|text| place(text)).collect::<Vec<_>>();
+    let place = ExecPlace { own: None, existing: &existing, ignore_paused: args.has("ignore-paused") };
+    let child = container.exec_in(ExecOptions { process: &process, stdio, preserve_fds }, place)?;
     let console = announce(args, child.pid, Some(child.pidfd.as_raw_fd()), child.console)?;
     match signals {
         Some(signals) => foreground::attend(signals, child.pid, console),
         None => Ok(0),
     }
+}
+
+/// `[CONTROLLERS:]PATH`.
+fn place(text: &str) -> (String, String) {
+    let (controllers, path) = text.split_once(':').unwrap_or(("", text));
+    (controllers.to_owned(), path.to_owned())
 }
 
 /// The process: a document, or the init's with what the options change.
