@@ -119,6 +119,21 @@ fn receive_fd(stream: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
 }
 
 #[test]
+fn preserved_descriptors_reach_the_program_and_others_do_not() {
+    let mut bundle = Bundle::new(&["sh", "-c", "cat <&3; ls /proc/self/fd"]);
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.spec().unwrap();
+    let script = "exec 3</proc/sys/kernel/ostype 4</dev/null; exec \"$0\" --root \"$1\" run --preserve-fds 1 --bundle \"$2\" \"$3\"";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_gantry-runtime")])
+        .args([bundle.state_dir().as_os_str(), bundle.directory.path().as_os_str(), bundle.id.as_ref()])
+        .output()
+        .unwrap();
+    // The descriptor after those that were kept is the listing's own.
+    assert_eq!(text(&output), "Linux\n0\n1\n2\n3\n4\n", "{output:?}");
+}
+
+#[test]
 fn specification_and_features_are_printed() {
     let bundle = Bundle::new(&["true"]);
     assert!(runtime(&bundle, &["spec"]).status.success());

@@ -302,6 +302,61 @@ fn a_filter_without_the_calls_of_the_set_up_lets_the_program_run() {
 }
 
 #[test]
+fn the_personality_is_that_of_init_and_executed_processes() {
+    let mut bundle = Bundle::new(&["/bin/busybox", "uname", "-m"]);
+    bundle.config["linux"]["personality"] = json!({"domain": "LINUX32"});
+    assert_ne!(bundle.output(), "x86_64\n");
+    bundle.config["linux"]["personality"] = json!({"domain": "BSD"});
+    assert!(bundle.run().unwrap_err().to_string().contains("BSD"));
+}
+
+#[test]
+fn scheduling_and_io_priority_are_as_asked_or_named_when_refused() {
+    let mut bundle = Bundle::new(&["sh", "-c", "cat /proc/self/stat; /bin/busybox ionice"]);
+    bundle.config["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    bundle.config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    let output = bundle.output();
+    let fields = output.lines().next().unwrap().split(' ').collect::<Vec<_>>();
+    assert_eq!((fields[18], fields[40]), ("5", "3"), "{output}");
+    assert!(output.contains("best-effort: prio 6"), "{output}");
+    bundle.config["process"]["scheduler"] = json!({"policy": "SCHED_NONE"});
+    assert!(bundle.run().unwrap_err().to_string().contains("SCHED_NONE"));
+    bundle.config["process"]["scheduler"] = Value::Null;
+    bundle.config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 9});
+    assert!(bundle.run().unwrap_err().to_string().contains("priority 9"));
+}
+
+#[test]
+fn a_memory_policy_is_set_or_named_when_refused() {
+    let mut bundle = Bundle::new(&["cat", "/proc/self/numa_maps"]);
+    bundle.config["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "0"});
+    match bundle.run() {
+        Ok((output, _)) => assert!(output.contains("bind") || output.contains("No such file"), "{output}"),
+        Err(error) => assert!(error.to_string().contains("memory policy"), "{error}"),
+    }
+    bundle.config["linux"]["memoryPolicy"] = json!({"mode": "MPOL_NONE", "nodes": "0"});
+    assert!(bundle.run().unwrap_err().to_string().contains("MPOL_NONE"));
+}
+
+#[test]
+fn a_label_or_profile_that_cannot_be_set_stops_the_creation() {
+    let here = |path: &str| std::path::Path::new(path).exists();
+    let mut bundle = Bundle::new(&["true"]);
+    if !here("/sys/kernel/security/apparmor") {
+        bundle.config["process"]["apparmorProfile"] = json!("gantry-test-absent");
+        assert!(bundle.run().unwrap_err().to_string().contains("AppArmor"));
+        bundle.config["process"]["apparmorProfile"] = json!("unconfined");
+        bundle.output();
+    }
+    if !here("/sys/fs/selinux") {
+        bundle.config["process"]["apparmorProfile"] = json!("");
+        bundle.config["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+        assert!(bundle.run().unwrap_err().to_string().contains("container_t"));
+    }
+    assert!(bundle.leftovers().is_empty());
+}
+
+#[test]
 fn a_refused_rlimit_names_its_type() {
     let mut bundle = Bundle::new(&["true"]);
     bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 1u64 << 40, "soft": 1024}]);
