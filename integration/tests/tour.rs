@@ -134,7 +134,7 @@ const DIFFERENCES: &[Difference] = &[
     Difference {
         step: "ctr images import (/etc/passwd|short.tar)",
         ours: "ctr: archive: .*",
-        theirs: "ctr: .*(invalid tar header|unexpected EOF)",
+        theirs: "ctr: .*(invalid tar header|unexpected EOF|unrecognized image format)",
         reason: "the tar reader's own words",
     },
     Difference {
@@ -521,6 +521,7 @@ impl Normal {
             (r"(?m)^((?:config|index|layer|manifest)-sha256:[0-9a-f]{64}:[ \t]+)exists", "${1}done"),
             (r"(\S)[ \t]{2,}", "$1  "),
             (r"(\S)\t", "$1  "),
+            (r"[ \t]+TIME[ \t]+", "  TIME  "),
             (r"(?m)[ \t]+$", ""),
         ];
         let patterns = patterns.map(|(from, to)| (Regex::new(from).expect("a good pattern"), to));
