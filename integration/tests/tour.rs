@@ -203,8 +203,8 @@ const DIFFERENCES: &[Difference] = &[
 const CHANCE: &[Difference] = &[
     Difference {
         step: "^ctr images (pull|push|import)",
-        ours: ".* (saved|fetching image content|pushed content|pushing content)|(Pulling from|Pushing to|Completed (pull|push)) .*",
-        theirs: ".* (saved|fetching image content|pushed content|pushing content)|(Pulling from|Pushing to|Completed (pull|push)) .*",
+        ours: r".* (saved|fetching image content|pushed content|pushing content)|(Pulling from|Pushing to|Completed (pull|push)) .*|Importing|Completed import|application/vnd\.oci\.image\.index.*",
+        theirs: r".* (saved|fetching image content|pushed content|pushing content)|(Pulling from|Pushing to|Completed (pull|push)) .*|Importing|Completed import|application/vnd\.oci\.image\.index.*",
         reason: "ctr stops drawing when the answer comes, with the last lines still on their way",
     },
     Difference {
