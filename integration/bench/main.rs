@@ -27,6 +27,7 @@ pub struct Pair {
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let lab = Lab::new();
+    lab.on_fresh_disk(12);
     let registry = DockerRegistry::start(&lab);
     let ours = Daemon::start_with(&lab, Peer::Gantry, "", &[]);
     let theirs = Daemon::start_with(&lab, Peer::Containerd, "", &[]);

@@ -31,6 +31,22 @@ impl Lab {
         Lab { dir, tag }
     }
 
+    /// Puts a fresh journaled ext4 under the laboratory's directory, which must still be empty: what is measured on the
+    /// machine's own file system depends on what was done to it before. It goes with the namespace.
+    ///
+    /// # Panics
+    /// When it cannot be made or mounted.
+    pub fn on_fresh_disk(&self, gibibytes: u32) {
+        let image = self.dir().with_extension("img");
+        let file = std::fs::File::create(&image).expect("make an image file");
+        file.set_len(u64::from(gibibytes) << 30).expect("size the image file");
+        let text = image.to_string_lossy().into_owned();
+        run("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", &text]);
+        run("mount", &["-o", "loop", &text, &self.dir().to_string_lossy()]);
+        // The loop device holds it from now on.
+        std::fs::remove_file(&image).expect("remove the image's name");
+    }
+
     /// The laboratory's directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -133,14 +133,15 @@ func TestTask(t *testing.T) {
 	}
 	fmt.Fprintln(feed, "a line")
 
-	var execOut bytes.Buffer
+	// Two buffers: they are filled by two goroutines.
+	var execOut, execErr bytes.Buffer
 	spec, err := container.Spec(ctx)
 	if err != nil {
 		t.Fatal("spec:", err)
 	}
 	process := *spec.Process
 	process.Args = []string{"/bin/sh", "-c", "echo executed; exit 5"}
-	exec, err := task.Exec(ctx, "e1", &process, cio.NewCreator(cio.WithStreams(nil, &execOut, &execOut)))
+	exec, err := task.Exec(ctx, "e1", &process, cio.NewCreator(cio.WithStreams(nil, &execOut, &execErr)))
 	if err != nil {
 		t.Fatal("exec:", err)
 	}

@@ -118,6 +118,12 @@ impl HasKind for Error {
             Error::File { source, .. } | Error::System { source, .. } => ErrorKind::of_io(source),
             Error::Program { .. } => ErrorKind::Unknown,
             Error::Late { .. } => ErrorKind::DeadlineExceeded,
+            // NotFound here would read as "no such task": what is missing is a program or a file of the container.
+            Error::Runtime { action: "create" | "start" | "exec", source }
+                if source.kind() != ErrorKind::DeadlineExceeded =>
+            {
+                ErrorKind::Unknown
+            }
             Error::Runtime { source, .. } => source.kind(),
             Error::Mount(error) => error.kind(),
             Error::Refused { kind, .. } => *kind,
