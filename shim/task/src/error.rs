@@ -119,9 +119,7 @@ impl HasKind for Error {
             Error::Program { .. } => ErrorKind::Unknown,
             Error::Late { .. } => ErrorKind::DeadlineExceeded,
             // NotFound here would read as "no such task": what is missing is a program or a file of the container.
-            Error::Runtime { action: "create" | "start" | "exec", source }
-                if source.kind() != ErrorKind::DeadlineExceeded =>
-            {
+            Error::Runtime { action: "create" | "start" | "exec", source } if source.kind() == ErrorKind::NotFound => {
                 ErrorKind::Unknown
             }
             Error::Runtime { source, .. } => source.kind(),
