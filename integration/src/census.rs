@@ -95,9 +95,16 @@ pub fn end_processes_of(dir: &Path, tag: &str) {
     }
 }
 
-/// Removes cgroups that a failed test left, children first.
+/// Removes cgroups that a failed test left, children first. Processes that were just killed hold theirs a moment longer.
 pub fn remove_cgroups_of(tag: &str) {
-    for cgroup in cgroups(tag).into_iter().rev() {
-        let _ = fs::remove_dir(cgroup);
+    for _ in 0..40 {
+        let left = cgroups(tag);
+        if left.is_empty() {
+            return;
+        }
+        for cgroup in left.into_iter().rev() {
+            let _ = fs::remove_dir(cgroup);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(25));
     }
 }
