@@ -140,7 +140,7 @@ impl Client {
     async fn lease(&self, name: &str) -> Result<String, Error> {
         let id: String = format!("{name}-{}", std::process::id());
         let expire = std::time::SystemTime::now() + std::time::Duration::from_secs(24 * 3600);
-        let labels = BTreeMap::from([(GC_EXPIRE.to_owned(), rfc3339(expire))]);
+        let labels = BTreeMap::from([(GC_EXPIRE.to_owned(), gantry_api::convert::rfc3339(expire))]);
         let request = leases::CreateRequest { id: id.clone(), labels };
         self.leases().create(request).await.asked(|| format!("take lease {id}"))?;
         Ok(id)
@@ -150,9 +150,4 @@ impl Client {
         let request = leases::DeleteRequest { id: lease.to_string(), sync: false };
         self.leases().delete(request).await.asked(|| format!("release lease {lease}")).map(|_| ())
     }
-}
-
-/// A time in RFC 3339 with whole seconds, UTC.
-fn rfc3339(time: std::time::SystemTime) -> String {
-    prost_types::Timestamp { nanos: 0, ..time.into() }.to_string()
 }

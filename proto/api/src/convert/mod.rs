@@ -15,7 +15,7 @@ pub use kind::kind_of;
 pub use labels::labels_from_wire;
 pub use mount::{mount_from_wire, mount_to_wire, mounts_from_wire, mounts_to_wire};
 pub use platform::{platform_from_wire, platform_to_wire};
-pub use time::{time_from_wire, time_to_wire};
+pub use time::{rfc3339, time_from_wire, time_to_wire};
 
 use gantry_types::{ErrorKind, HasKind, InvalidDigest, InvalidLabel};
 

@@ -25,6 +25,11 @@ pub fn time_from_wire(time: Timestamp) -> Result<SystemTime, InvalidMessage> {
     second.and_then(|s| s.checked_add(Duration::from_nanos(time.nanos.unsigned_abs().into()))).ok_or(invalid)
 }
 
+/// A point in time as labels carry it: RFC 3339, whole seconds, UTC.
+pub fn rfc3339(time: SystemTime) -> String {
+    Timestamp { nanos: 0, ..time.into() }.to_string()
+}
+
 /// Encodes a point in time.
 pub fn time_to_wire(time: SystemTime) -> Timestamp {
     Timestamp::from(time)
@@ -35,6 +40,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn times_in_labels_have_whole_seconds() {
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(86_400_500)), "1970-01-02T00:00:00Z");
+    }
 
     proptest! {
         #[test]

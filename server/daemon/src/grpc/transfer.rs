@@ -1,6 +1,6 @@
 //! `containerd.services.transfer.v1`: which two ends were named decides what is to be done.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use gantry_api::convert::{any_from_wire, descriptor_to_wire, labels_from_wire, platform_from_wire, unpack};
@@ -270,15 +270,9 @@ fn extra_labels(store: &ImageStore) -> Result<gantry_types::Labels, Status> {
     let mut labels = labels_from_wire(store.labels.clone()).map_err(status::of)?;
     if !store.name.is_empty() {
         labels.insert(format!("{}image", gantry_types::labels::GC_BREF), store.name.clone());
-        labels.insert(gantry_types::labels::GC_EXPIRE.into(), rfc3339(SystemTime::now()));
+        labels.insert(gantry_types::labels::GC_EXPIRE.into(), gantry_api::convert::rfc3339(SystemTime::now()));
     }
     Ok(labels)
-}
-
-/// A point in time to the second.
-fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    prost_types::Timestamp { seconds: i64::try_from(seconds).unwrap_or(0), nanos: 0 }.to_string()
 }
 
 /// Names of the images to export.
@@ -369,10 +363,5 @@ mod tests {
     fn an_answer_without_user_and_secret_is_no_credential() {
         let empty = AuthResponse { auth_type: AuthType::Refresh.into(), ..AuthResponse::default() };
         assert!(credential(empty).is_none());
-    }
-
-    #[test]
-    fn times_in_labels_have_whole_seconds() {
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(86_400_500)), "1970-01-02T00:00:00Z");
     }
 }
