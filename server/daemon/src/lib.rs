@@ -4,6 +4,8 @@
 //! nor the environment, and installs neither signal handlers nor a logger: `main.rs` does.
 #![forbid(unsafe_code)]
 
+use gantry_api::status;
+
 pub mod app;
 pub mod config;
 mod grpc;
@@ -13,5 +15,4 @@ pub mod oom;
 mod plugins;
 mod scope;
 mod socket;
-mod status;
 mod streams;

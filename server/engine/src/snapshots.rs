@@ -13,6 +13,7 @@ use crate::core::{Core, lease, select};
 use crate::{Error, Result};
 
 pub use gantry_metadata::{Snapshot, SnapshotKind};
+pub use gantry_mount::Tree;
 pub use gantry_snapshots::Usage;
 
 /// The snapshots of all namespaces and snapshotters. An empty snapshotter name means the default one.
@@ -90,6 +91,16 @@ impl Snapshots {
     pub async fn mounts(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
         let record = self.stat(scope, snapshotter, key).await?;
         Ok(self.core.snapshotter(snapshotter)?.1.mounts(&record.internal).await?)
+    }
+
+    /// The files of an active snapshot or view, mounted for a moment where only this process sees them.
+    ///
+    /// # Errors
+    /// As [`Snapshots::stat`]; when it cannot be mounted.
+    pub async fn tree(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Tree> {
+        let mounts = self.mounts(scope, snapshotter, key).await?;
+        let mounting = tokio::task::spawn_blocking(move || Tree::new(&mounts));
+        Ok(mounting.await.map_err(Error::task("mounting a snapshot"))??)
     }
 
     /// Makes an active snapshot on top of `parent` (empty for none).

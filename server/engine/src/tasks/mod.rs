@@ -220,6 +220,21 @@ impl Tasks {
         state(&task, exec_id).await
     }
 
+    /// How a process ended, as far as it is known without asking its shim; none while it runs or is not known.
+    pub fn exit_of(&self, scope: &Scope, container_id: &str, exec_id: &str) -> Option<Exit> {
+        let key = (scope.namespace.clone(), container_id.to_owned());
+        match self.table.get(&key) {
+            Ok(task) => task.known(exec_id).and_then(|entry| entry.exit()),
+            Err(_) => self.table.buried(&key).filter(|_| exec_id.is_empty()),
+        }
+    }
+
+    /// Whether a container has a task, and its process id; asks no shim.
+    pub fn pid_of(&self, scope: &Scope, container_id: &str) -> Option<u32> {
+        let task = self.task(scope, container_id).ok()?;
+        task.known("").map(|entry| entry.pid.load(Ordering::SeqCst))
+    }
+
     /// The tasks of the namespace, asked of their shims at once.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Images between registries, archives and this engine. Every road (command line, CRI, transfer service) ends here.
 
+mod blobs;
 mod export;
 mod fetch;
 mod import;
@@ -26,6 +27,7 @@ use crate::{Error, Result};
 
 use report::Report;
 
+pub use blobs::Blobs;
 pub use gantry_registry::{Access, Ask, Credential, Credentials, CredentialsError, Scheme, Secret};
 
 /// The transfers of all namespaces.

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 const MAX_MESSAGE: usize = 6 << 10;
 
 /// The status for an error: its kind as code, its text and that of its sources as message.
-pub(crate) fn of(error: impl HasKind) -> Status {
+pub fn of(error: impl HasKind) -> Status {
     let code = code(error.kind());
     let message = classed(message(&error), error.kind());
     if matches!(code, Code::Internal | Code::DataLoss) {
@@ -19,7 +19,7 @@ pub(crate) fn of(error: impl HasKind) -> Status {
 }
 
 /// The code for a kind.
-fn code(kind: ErrorKind) -> Code {
+pub fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::Cancelled => Code::Cancelled,
         ErrorKind::Unknown => Code::Unknown,
