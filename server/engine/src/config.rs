@@ -38,20 +38,183 @@ pub struct Config {
     pub concurrent_downloads: usize,
     /// Layers unpacked at once, over all pulls.
     pub concurrent_unpacks: usize,
-    /// Pause between a deletion and the collection it asks for.
-    pub gc_delay: Duration,
-    /// Longest time without a look for expired leases.
-    pub gc_interval: Duration,
+    /// When garbage is collected.
+    pub gc: GcConfig,
     /// How many events are kept for slow subscribers.
     pub event_log: usize,
     /// How long one shim may take to answer at start-up.
     pub restore_timeout: Duration,
     /// How long an incomplete ingest is kept for resuming.
     pub ingest_expiry: Duration,
+    /// Parts of the engine in processes of their own, by name.
+    pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
+    /// Programs that turn one media type into another, by name.
+    pub stream_processors: BTreeMap<String, StreamProcessor>,
+    /// Which snapshotters are opened and how.
+    pub snapshotters: SnapshotterConfigs,
+    /// Names of differs, in the order they are tried.
+    pub differs: Vec<String>,
+    /// What pulls by the transfer service unpack, where the client leaves it to the daemon; empty: the host's platform
+    /// by the default snapshotter.
+    pub unpack_platforms: Vec<UnpackPlatform>,
+    /// Programs that must agree to an image before it is pulled; none: no check.
+    pub image_verifier: Option<ImageVerifier>,
+}
+
+/// When garbage is collected (containerd's `io.containerd.gc.v1.scheduler`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct GcConfig {
+    /// Largest part of the time that collections may take: after one that took `t`, none is started by a threshold
+    /// for `t / pause_threshold`. 0: no bound. At most 0.5.
+    pub pause_threshold: f64,
+    /// Deletions after which a collection is asked for; 1: each. 0: deletions ask for none by themselves.
+    pub deletion_threshold: u64,
+    /// Changes after which the next timer collects although nothing was deleted; 0: never.
+    pub mutation_threshold: u64,
+    /// Pause between what asks for a collection and the collection.
+    pub schedule_delay: Duration,
+    /// Pause between the start and the first collection.
+    pub startup_delay: Duration,
+    /// Longest time without a look for expired leases and for `mutation_threshold`.
+    pub interval: Duration,
+}
+
+impl Default for GcConfig {
+    /// Prompt: containerd waits for thresholds by default, which leaves garbage lying about.
+    fn default() -> GcConfig {
+        GcConfig {
+            pause_threshold: 0.02,
+            deletion_threshold: 1,
+            mutation_threshold: 100,
+            schedule_delay: Duration::from_millis(100),
+            startup_delay: Duration::from_millis(100),
+            interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A part of the engine that another process serves over gRPC (containerd's `proxy_plugins`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyPlugin {
+    /// Which part.
+    pub kind: ProxyKind,
+    /// Path of its unix socket.
+    pub address: PathBuf,
+    /// Platform told to clients, such as `linux/amd64`; empty: the host's.
+    pub platform: String,
+    /// Told to clients that ask for the plug-in.
+    pub exports: BTreeMap<String, String>,
+    /// What it can do, in its own words (`remap-ids`, `rebase`, …).
+    pub capabilities: Vec<String>,
+}
+
+/// What a [`ProxyPlugin`] serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyKind {
+    /// `containerd.services.snapshots.v1.Snapshots`.
+    Snapshot,
+    /// `containerd.services.content.v1.Content`.
+    Content,
+    /// `containerd.services.diff.v1.Diff`.
+    Diff,
+    /// `containerd.services.sandbox.v1.Controller`.
+    Sandbox,
+}
+
+/// A program that turns one media type into another between standard input and output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamProcessor {
+    /// Media types it takes.
+    pub accepts: Vec<String>,
+    /// Media type it gives.
+    pub returns: String,
+    /// The program: absolute, or found in [`Config::search`].
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment, `NAME=VALUE`.
+    pub env: Vec<String>,
+}
+
+/// What a transfer without wishes of its own unpacks (containerd's `unpack_config`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnpackPlatform {
+    /// Such as `linux/amd64`; empty: the host's.
+    pub platform: String,
+    /// Empty: the default one.
+    pub snapshotter: String,
+    /// Empty: the first one that knows the layers' media types.
+    pub differ: String,
+    /// Media type of the configurations it is for; empty: images'.
+    pub config_type: String,
+    /// Media types of the layers it is for; none: images'.
+    pub layer_types: Vec<String>,
+    /// A snapshotter that is not there is no error.
+    pub optional: bool,
+}
+
+/// Programs of one directory that each must agree to a pull (containerd's `io.containerd.image-verifier.v1.bindir`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageVerifier {
+    /// The directory; one that is not there means no check.
+    pub bin_dir: PathBuf,
+    /// How many programs are asked, by name; negative: all.
+    pub max_verifiers: i64,
+    /// How long each may take.
+    pub timeout: Duration,
+}
+
+/// Settings of the built-in snapshotters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotterConfigs {
+    /// Names of those that are not to be opened.
+    pub disabled: Vec<String>,
+    /// `overlayfs`.
+    pub overlay: OverlaySettings,
+    /// `native`: where it keeps its files; none: below the engine's root.
+    pub native_root: Option<PathBuf>,
+    /// `btrfs`: likewise.
+    pub btrfs_root: Option<PathBuf>,
+    /// `erofs`.
+    pub erofs: ErofsSettings,
+}
+
+/// Settings of `overlayfs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OverlaySettings {
+    /// Where it keeps its files; none: below the engine's root.
+    pub root: Option<PathBuf>,
+    /// Snapshots tell their upper directory by a label.
+    pub upperdir_label: bool,
+    /// A removed snapshot's files are gone when the call returns.
+    pub sync_remove: bool,
+    /// Where the kernel cannot map ids: change the owner of every file instead of refusing.
+    pub slow_chown: bool,
+    /// Further mount options.
+    pub mount_options: Vec<String>,
+}
+
+/// Settings of `erofs` and its differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErofsSettings {
+    /// Where it keeps its files; none: below the engine's root.
+    pub root: Option<PathBuf>,
+    /// Further options of the overlay on top.
+    pub overlay_options: Vec<String>,
+    /// Layers are sealed with fs-verity.
+    pub enable_fsverity: bool,
+    /// Layers are made immutable.
+    pub set_immutable: bool,
+    /// Bytes of a writable layer that is a file; 0: it is a directory.
+    pub default_size: u64,
+    /// Options of `mkfs.erofs`.
+    pub mkfs_options: Vec<String>,
+    /// Layers refer to the tar instead of copying it.
+    pub tar_index: bool,
 }
 
 /// Bounds on what unpacking a layer may make.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnpackLimits {
     /// Most bytes out of one layer.
     pub max_bytes: u64,
@@ -86,11 +249,16 @@ impl Config {
             unpack: UnpackLimits::default(),
             concurrent_downloads: 6,
             concurrent_unpacks: 4,
-            gc_delay: Duration::from_millis(100),
-            gc_interval: Duration::from_secs(60),
+            gc: GcConfig::default(),
             event_log: 16_384,
             restore_timeout: Duration::from_secs(3),
             ingest_expiry: Duration::from_secs(24 * 3600),
+            proxy_plugins: BTreeMap::new(),
+            stream_processors: BTreeMap::new(),
+            snapshotters: SnapshotterConfigs::default(),
+            differs: vec!["walking".into()],
+            unpack_platforms: Vec::new(),
+            image_verifier: None,
             state,
         }
     }

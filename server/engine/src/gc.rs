@@ -82,7 +82,7 @@ impl Gc {
         loop {
             tokio::select! {
                 () = core.stop.cancelled() => return,
-                () = core.garbage.notified() => tokio::time::sleep(core.config.gc_delay).await,
+                () = core.garbage.notified() => tokio::time::sleep(core.config.gc.schedule_delay).await,
                 () = tokio::time::sleep(self.until_expiry()) => {}
             }
             if let Err(error) = self.collect().await {
@@ -92,7 +92,7 @@ impl Gc {
     }
 
     fn until_expiry(&self) -> std::time::Duration {
-        let longest = self.core.config.gc_interval;
+        let longest = self.core.config.gc.interval;
         let now = SystemTime::now();
         let next = self.core.db.next_expiry(now).and_then(|at| at.duration_since(now).ok());
         // The floor keeps a clock that stands still from making this a busy loop.

@@ -30,7 +30,10 @@ mod stream;
 pub mod tasks;
 pub mod transfer;
 
-pub use config::{Config, UnpackLimits};
+pub use config::{
+    Config, ErofsSettings, GcConfig, ImageVerifier, OverlaySettings, ProxyKind, ProxyPlugin, SnapshotterConfigs,
+    StreamProcessor, UnpackLimits, UnpackPlatform,
+};
 pub use engine::{Engine, OpenReport, Repair};
 pub use error::{Error, Result};
 pub use gantry_registry::Config as RegistryConfig;

@@ -426,7 +426,7 @@ async fn a_blob_of_two_repositories_says_both() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_deletions_and_collections_at_once_harm_nobody() {
-    let host = Host::with(|config| config.gc_delay = Duration::ZERO).await;
+    let host = Host::with(|config| config.gc.schedule_delay = Duration::ZERO).await;
     let fake = registry().await;
     let base = || Builder::new().file("base", vec![3; 50_000], 0o644);
     let images: Vec<_> = (0..4).map(|n| base().layer().file(&format!("own-{n}"), "x", 0o644).build()).collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// Settings of the client; every default is the one to use.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Directories of `HOST[_PORT_]/hosts.toml`, searched in order. Read anew at every call.
@@ -56,7 +56,7 @@ pub struct Config {
 }
 
 /// Fetching one big blob by several requests at once.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ranged {
     /// Blobs larger than this many bytes are fetched in parts.

@@ -148,7 +148,7 @@ impl Config {
         replace(&mut engine.default_runtime, &self.runtime);
         replace(&mut engine.concurrent_downloads, &self.concurrent_downloads);
         replace(&mut engine.concurrent_unpacks, &self.concurrent_unpacks);
-        replace(&mut engine.gc_delay, &self.gc_delay);
+        replace(&mut engine.gc.schedule_delay, &self.gc_delay);
         replace(&mut engine.restore_timeout, &self.restore_timeout);
         engine
     }

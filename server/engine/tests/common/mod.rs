@@ -103,7 +103,7 @@ pub fn config(dir: &Path) -> Config {
     config.executable = std::env::current_exe().unwrap();
     config.search = vec![target_dir()];
     config.restore_timeout = std::time::Duration::from_secs(1);
-    config.gc_delay = std::time::Duration::from_millis(10);
+    config.gc.schedule_delay = std::time::Duration::from_millis(10);
     config
 }
 
