@@ -1,24 +1,21 @@
-//! What is measured. Each row does the same to both daemons, in turn.
+//! Containers and images by command lines. Each row does the same to both daemons, in turn.
 
 use std::time::{Duration, Instant};
 
 use gantry_integration::daemon::Daemon;
 
-use crate::table::Pairs;
-use crate::{Pair, memory};
-
-/// Measures one row.
-pub type Row = fn(&Pair) -> Pairs;
+use crate::table::{Bar, Pairs};
+use crate::{Pair, Row, memory};
 
 /// All rows, in the order they are measured.
-pub const ALL: &[(&str, Row)] = &[
-    ("run --rm /bin/true (gctr)", run_true_gctr),
-    ("run --rm /bin/true (ctr)", run_true_ctr),
-    ("exec /bin/true (gctr)", exec_true),
-    ("pull + unpack, Debian layer", pull_debian),
-    ("import + unpack, Debian layer", import_debian),
-    ("shim PSS, mean of 10", shim_memory),
-    ("daemon PSS", daemon_memory),
+pub const ALL: &[Row<Pair>] = &[
+    Row { name: "run --rm /bin/true (gctr)", bar: Bar::None, measure: run_true_gctr },
+    Row { name: "run --rm /bin/true (ctr)", bar: Bar::None, measure: run_true_ctr },
+    Row { name: "exec /bin/true (gctr)", bar: Bar::None, measure: exec_true },
+    Row { name: "pull + unpack, Debian layer", bar: Bar::None, measure: pull_debian },
+    Row { name: "import + unpack, Debian layer", bar: Bar::None, measure: import_debian },
+    Row { name: "shim PSS, mean of 10", bar: Bar::None, measure: shim_memory },
+    Row { name: "daemon PSS", bar: Bar::None, measure: daemon_memory },
 ];
 
 fn timed(work: impl FnOnce()) -> Duration {
