@@ -8,6 +8,7 @@
 
 #![allow(missing_docs)]
 
+mod api;
 mod memory;
 mod rows;
 mod table;
@@ -35,6 +36,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let mut table = Table::default();
     section(&wanted, &mut table, rows::ALL, Pair::new);
+    section(&wanted, &mut table, api::ALL, api::Stores::new);
     println!("{table}");
     println!("load average at the end: {}", load());
 }

@@ -43,10 +43,16 @@ impl Daemon {
 
     /// Starts either daemon with a configuration file of this text (none when empty) and extra environment.
     pub fn start_with(lab: &Lab, peer: Peer, config: &str, env: &[(&str, &str)]) -> Daemon {
-        let dir = lab.path(match peer {
+        let name = match peer {
             Peer::Gantry => "g",
             Peer::Containerd => "c",
-        });
+        };
+        Daemon::start_named(lab, name, peer, config, env)
+    }
+
+    /// The same in the laboratory's directory `name`: one daemon among several of its kind.
+    pub fn start_named(lab: &Lab, name: &str, peer: Peer, config: &str, env: &[(&str, &str)]) -> Daemon {
+        let dir = lab.path(name);
         let bin = dir.join("bin");
         std::fs::create_dir_all(&bin).expect("make the daemon's directory");
         let link = |from: PathBuf| {
