@@ -51,7 +51,8 @@ fn our_descriptors() -> FileDescriptorSet {
     let mut files = Vec::new();
     collect(&defs, &mut files);
     let mut set = protox::compile(files, [&defs]).expect("proto/defs compiles");
-    set.file.retain(|file| !file.package().starts_with("google.protobuf"));
+    // What our shim offers beyond the official services is ours alone.
+    set.file.retain(|file| !file.package().starts_with("google.protobuf") && !file.package().starts_with("gantry."));
     set
 }
 

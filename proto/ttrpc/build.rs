@@ -15,6 +15,7 @@ const PACKAGES: &[&str] = &[
     "containerd/types",
     "containerd/types/transfer",
     "containerd/v1/types",
+    "gantry/shim/v1",
     "io/containerd/cgroups/v1",
     "io/containerd/cgroups/v2",
     "runtimeoptions/v1",

@@ -115,7 +115,7 @@ impl Engine {
         Engine {
             namespaces: Namespaces { core: shared() },
             containers: Containers { core: shared() },
-            sandboxes: Sandboxes { core: shared() },
+            sandboxes: Sandboxes::new(core),
             tasks: Tasks::new(core, shims, snapshots.clone()),
             events: core.events.clone(),
             diff: Diff { core: shared(), content: content.clone() },

@@ -4,6 +4,7 @@
 mod create;
 mod exits;
 mod monitor;
+mod streams;
 mod table;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::{Error, Result};
 pub(crate) use create::any;
 use exits::Exits;
 use monitor::name;
+pub use streams::{Attach, AttachEnd, Attached, LogIo, LogTo, MAX_LOG_LINE, RunExec, RunningExec, Streams};
 pub(crate) use table::Task;
 use table::{ProcessEntry, Table};
 
