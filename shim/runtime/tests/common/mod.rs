@@ -57,6 +57,11 @@ fn hierarchies() -> impl Iterator<Item = PathBuf> {
     entries.filter(|path| path.join("cgroup.procs").exists()).chain([root]).collect::<Vec<_>>().into_iter()
 }
 
+/// Whether the unified tree is the only one.
+pub fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// A bundle with a busybox root, and a state directory.
 pub struct Bundle {
     pub config: Value,
