@@ -4,6 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod limits;
+mod place;
+mod seccomp;
+mod security;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +20,11 @@ use oci_spec::runtime::{
 };
 
 pub use error::SpecError;
+pub use limits::Limits;
 pub use oci_spec;
+pub use place::{IdRange, MappedMount};
+pub use seccomp::default_seccomp;
+pub use security::{all_capabilities, default_capabilities};
 
 /// What every container starts from: the same defaults that containerd's clients use.
 const DEFAULT: &str = include_str!("default.json");
