@@ -21,6 +21,7 @@ const PACKAGES: &[&str] = &[
     "containerd/services/tasks/v1",
     "containerd/services/transfer/v1",
     "containerd/services/version/v1",
+    "gantry/admin/v1",
     "google/rpc",
 ];
 

@@ -86,6 +86,29 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<Namespaces>,
     },
+    /// Collect garbage, and print what went and why.
+    Gc {
+        /// Only print what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Only in the namespace that is worked in; else in all.
+        #[arg(long)]
+        here: bool,
+        /// Print what stays, too, each with the path that keeps it.
+        #[arg(long)]
+        kept: bool,
+    },
+    /// Print what the daemon is doing, and what that waits for.
+    Ops,
+    /// Print whose the bytes under the daemon's root directory are.
+    Du {
+        /// Print every entry; else sums by kind.
+        #[arg(long)]
+        all: bool,
+        /// Print only what belongs to nobody.
+        #[arg(long)]
+        unowned: bool,
+    },
     /// Print the versions of this tool and of the daemon.
     Version,
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::args::{Args, Command, Content, Images, Namespaces, Snapshots};
 use crate::error::Error;
 use crate::output::{Table, size};
-use crate::{pull, run};
+use crate::{admin, pull, run};
 
 /// Runs the command that was asked for.
 pub async fn dispatch(args: Args) -> Result<ExitCode, Error> {
@@ -32,6 +32,9 @@ pub async fn dispatch(args: Args) -> Result<ExitCode, Error> {
         }
         Command::Events { filters } => events(client, filters, json).await?,
         Command::Namespaces { command } => namespaces(client, command.unwrap_or(Namespaces::Ls), json).await?,
+        Command::Gc { dry_run, here, kept } => admin::gc(client, dry_run, here, kept, json).await?,
+        Command::Ops => admin::ops(client, json).await?,
+        Command::Du { all, unowned } => admin::du(client, all, unowned, json).await?,
         Command::Version => version(client, json).await?,
     }
     Ok(ExitCode::SUCCESS)

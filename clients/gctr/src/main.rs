@@ -1,6 +1,7 @@
 //! `gctr`: a debug tool for people at a terminal; `--json` makes it one for programs.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod args;
 mod attach;
 mod commands;

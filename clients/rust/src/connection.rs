@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use gantry_api::pb::containerd::services;
+use gantry_api::pb::gantry;
 use gantry_types::Namespace;
 use hyper_util::rt::TokioIo;
 use tonic::metadata::AsciiMetadataValue;
@@ -51,8 +52,8 @@ macro_rules! stubs {
     ($($name:ident: $($path:ident)::+, $doc:literal;)*) => {
         impl Client {
             $(#[doc = $doc]
-            pub fn $name(&self) -> services::$($path)::+<Scoped> {
-                services::$($path)::+::with_interceptor(self.channel.clone(), self.scope.clone())
+            pub fn $name(&self) -> $($path)::+<Scoped> {
+                $($path)::+::with_interceptor(self.channel.clone(), self.scope.clone())
                     .max_decoding_message_size(MAX_MESSAGE)
                     .max_encoding_message_size(MAX_MESSAGE)
             })*
@@ -61,19 +62,20 @@ macro_rules! stubs {
 }
 
 stubs! {
-    containers: containers::v1::containers_client::ContainersClient, "The stub of the container records.";
-    content: content::v1::content_client::ContentClient, "The stub of the blob store.";
-    diff: diff::v1::diff_client::DiffClient, "The stub of applying and making layers.";
-    events: events::v1::events_client::EventsClient, "The stub of the event stream.";
-    images: images::v1::images_client::ImagesClient, "The stub of the image records.";
-    introspection: introspection::v1::introspection_client::IntrospectionClient, "The stub of what the daemon says of itself.";
-    leases: leases::v1::leases_client::LeasesClient, "The stub of the leases.";
-    namespaces: namespaces::v1::namespaces_client::NamespacesClient, "The stub of the namespaces.";
-    snapshots: snapshots::v1::snapshots_client::SnapshotsClient, "The stub of the snapshots.";
-    streaming: streaming::v1::streaming_client::StreamingClient, "The stub of the named streams.";
-    tasks: tasks::v1::tasks_client::TasksClient, "The stub of the running tasks.";
-    transfer: transfer::v1::transfer_client::TransferClient, "The stub of pull, push, import, export and tag.";
-    version: version::v1::version_client::VersionClient, "The stub of the daemon's version.";
+    admin: gantry::admin::v1::admin_client::AdminClient, "The stub of our own service: operations, garbage, disk usage.";
+    containers: services::containers::v1::containers_client::ContainersClient, "The stub of the container records.";
+    content: services::content::v1::content_client::ContentClient, "The stub of the blob store.";
+    diff: services::diff::v1::diff_client::DiffClient, "The stub of applying and making layers.";
+    events: services::events::v1::events_client::EventsClient, "The stub of the event stream.";
+    images: services::images::v1::images_client::ImagesClient, "The stub of the image records.";
+    introspection: services::introspection::v1::introspection_client::IntrospectionClient, "The stub of what the daemon says of itself.";
+    leases: services::leases::v1::leases_client::LeasesClient, "The stub of the leases.";
+    namespaces: services::namespaces::v1::namespaces_client::NamespacesClient, "The stub of the namespaces.";
+    snapshots: services::snapshots::v1::snapshots_client::SnapshotsClient, "The stub of the snapshots.";
+    streaming: services::streaming::v1::streaming_client::StreamingClient, "The stub of the named streams.";
+    tasks: services::tasks::v1::tasks_client::TasksClient, "The stub of the running tasks.";
+    transfer: services::transfer::v1::transfer_client::TransferClient, "The stub of pull, push, import, export and tag.";
+    version: services::version::v1::version_client::VersionClient, "The stub of the daemon's version.";
 }
 
 impl Client {

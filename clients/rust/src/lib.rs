@@ -23,6 +23,7 @@ pub use gantry_api::{convert, pb};
 pub use gantry_spec as spec;
 pub use gantry_types as types;
 pub use image::Image;
+pub use prost_types::Duration;
 pub use pull::{Progress, Pull};
 pub use stdio::{Fifos, Paths};
 pub use task::{Exit, Task};

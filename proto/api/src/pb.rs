@@ -132,6 +132,17 @@ pub mod containerd {
     }
 }
 
+/// `gantry.*`: our own.
+pub mod gantry {
+    /// `gantry.admin`.
+    pub mod admin {
+        /// `gantry.admin.v1`.
+        pub mod v1 {
+            tonic::include_proto!("gantry.admin.v1");
+        }
+    }
+}
+
 /// `google.*`.
 pub mod google {
     /// `google.rpc`.

@@ -74,7 +74,7 @@ impl Containers {
     pub async fn delete(&self, scope: &Scope, id: &str) -> Result<()> {
         self.core.db.containers(&scope.namespace).delete(id).await?;
         self.core.emit(&scope.namespace, "/containers/delete", &ContainerDelete { id: id.to_owned() });
-        self.core.garbage.notify_one();
+        self.core.garbage.deleted();
         Ok(())
     }
 }

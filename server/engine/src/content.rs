@@ -55,7 +55,7 @@ impl Content {
     pub async fn delete(&self, scope: &Scope, digest: &Digest) -> Result<()> {
         self.core.db.blobs(&scope.namespace).delete(digest, lease(scope)).await?;
         self.core.emit(&scope.namespace, "/content/delete", &ContentDelete { digest: digest.to_string() });
-        self.core.garbage.notify_one();
+        self.core.garbage.leave_blob(digest);
         Ok(())
     }
 
@@ -309,7 +309,6 @@ impl Writer {
             Some(ref digest) => digest.clone(),
             None => self.digest().await?,
         };
-        let _together = core.joint.read().await;
         let _one = core.joining.lock(digest.as_str()).await;
         let (digest, size) = match self.inner {
             Inner::Open(writer) => bytes_of(&core, writer, size, expected.as_ref()).await?,
@@ -350,7 +349,7 @@ impl Writer {
 
 /// Removes the bytes of a blob that could not be entered anywhere. Only for who has the digest's turn to join.
 async fn forsake(core: &Core, digest: &Digest) {
-    if core.db.known_digests().contains(digest) {
+    if core.db.sharers(digest) > 0 {
         return;
     }
     if let Err(error) = core.store.delete(digest).await {

@@ -9,10 +9,11 @@ use gantry_registry::Registry;
 use gantry_snapshots::Snapshotter;
 use gantry_types::{Any, Fields, Filter, Namespace, Scope};
 use prost::{Message, Name};
-use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
+use crate::gc::Garbage;
 use crate::keyed::Keyed;
 use crate::ops::Ops;
 use crate::{Config, Error, Result};
@@ -26,12 +27,13 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) events: Events,
     pub(crate) ops: Ops,
-    /// Held for reading while bytes and their record are joined, for writing while a collection takes them apart.
+    /// Held for reading while mounts and their record are joined, for writing while a collection takes them apart.
     pub(crate) joint: RwLock<()>,
-    /// One joining of bytes and record of a digest at a time, so that a failed one can take its bytes back.
+    /// One joining of bytes and record of a digest at a time, so that a failed one can take its bytes back, and a collection
+    /// never takes the bytes of one under way.
     pub(crate) joining: Keyed,
-    /// Wakes the collector.
-    pub(crate) garbage: Notify,
+    /// Asks for collections.
+    pub(crate) garbage: Garbage,
     /// Bounds the layers unpacked at once.
     pub(crate) unpacking: Semaphore,
     /// Ends what runs in the background.

@@ -10,7 +10,7 @@ use gantry_registry::Registry;
 use gantry_shims::{Forwarded, Shims};
 use gantry_snapshots::{Native, Overlay, OverlayConfig, Snapshotter};
 use gantry_types::Any;
-use tokio::sync::{Notify, RwLock, Semaphore, mpsc};
+use tokio::sync::{RwLock, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::containers::Containers;
@@ -18,10 +18,11 @@ use crate::content::Content;
 use crate::core::Core;
 use crate::diff::Diff;
 use crate::events::Events;
-use crate::gc::Gc;
+use crate::gc::{Garbage, Gc};
 use crate::images::Images;
 use crate::keyed::Keyed;
 use crate::leases::Leases;
+use crate::mounts::Mounts;
 use crate::namespaces::Namespaces;
 use crate::ops::Ops;
 use crate::restore::{Repairs, reconcile, restore_tasks};
@@ -50,6 +51,8 @@ pub struct Engine {
     pub tasks: Tasks,
     /// What keeps objects alive.
     pub leases: Leases,
+    /// Mounts by name.
+    pub mounts: Mounts,
     /// What happened.
     pub events: Events,
     /// Layers from and to mounts.
@@ -60,7 +63,7 @@ pub struct Engine {
     pub gc: Gc,
     /// What is under way.
     pub ops: Ops,
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 /// What opening found and did.
@@ -95,6 +98,7 @@ impl Engine {
         let (shims, directories) = config.shims();
         let core = Arc::new(open_core(config, &mut repairs).await?);
         reconcile(&core, &mut repairs).await;
+        crate::mounts::reconcile(&core, &mut repairs).await;
         let (shims, reports) = Shims::open(shims, directories)?;
         let engine = Engine::assemble(&core, shims);
         // Events that waited in the shims come while the tasks are found again.
@@ -118,6 +122,7 @@ impl Engine {
             sandboxes: Sandboxes::new(core),
             tasks: Tasks::new(core, shims, snapshots.clone()),
             events: core.events.clone(),
+            mounts: Mounts::new(core),
             diff: Diff { core: shared(), content: content.clone() },
             transfer: Transfer::new(core, content.clone(), snapshots.clone(), images.clone(), leases.clone()),
             ops: core.ops.clone(),
@@ -174,7 +179,7 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         ops: Ops::default(),
         joint: RwLock::new(()),
         joining: Keyed::default(),
-        garbage: Notify::new(),
+        garbage: Garbage::default(),
         unpacking: Semaphore::new(config.concurrent_unpacks.max(1)),
         stop: CancellationToken::new(),
         config,

@@ -1,18 +1,32 @@
 //! Garbage collection: what nothing keeps goes, first from the records, then from the disk.
+//!
+//! What goes is found beside all other work, without a lock; it then goes in slices, between which everybody else has
+//! their turn. A dry run finds it by the same function and goes no further.
 
+mod schedule;
+mod sweep;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::Duration;
 
-use gantry_metadata::gc::Node;
-use gantry_metadata::{CollectOptions, Target};
-use gantry_ttrpc::pb::containerd::events::{ContentDelete, SnapshotRemove};
-use gantry_types::Namespace;
+use gantry_metadata::{CollectOptions, Plan};
+use gantry_types::{Digest, Namespace};
 use tokio::sync::Mutex;
 
-use crate::Result;
 use crate::core::Core;
-use crate::images::ImageDelete;
+use crate::{Error, Result};
+
+pub use gantry_metadata::Target;
+pub use gantry_metadata::gc::{Node, Reason, Removal};
+pub(crate) use schedule::Garbage;
+
+/// Records removed at once: no writer waits longer than such a transaction takes.
+const SLICE: usize = 256;
+
+/// How long others may be kept waiting for what can only be done while no mount is made.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a collection removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +39,24 @@ pub struct Collected {
     pub snapshots: u64,
     /// Ingests.
     pub ingests: u64,
+}
+
+/// Something that goes, why, and what that frees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doomed {
+    /// What, and why.
+    pub removal: Removal,
+    /// Bytes that go with it; none where another namespace shares them.
+    pub bytes: u64,
+}
+
+/// What a collection would do.
+#[derive(Clone, Debug, Default)]
+pub struct Preview {
+    /// What would go, in that order.
+    pub doomed: Vec<Doomed>,
+    /// What would stay, each with the path from a root to itself, both included.
+    pub kept: Vec<Vec<Node>>,
 }
 
 /// The collector.
@@ -46,15 +78,15 @@ impl Gc {
         Gc { core: Arc::clone(core), runs: Arc::default() }
     }
 
-    /// Asks for a collection soon; gives at once.
+    /// Asks for a collection soon, whatever the thresholds are; gives at once.
     pub fn schedule(&self) {
-        self.core.garbage.notify_one();
+        self.core.garbage.ask();
     }
 
     /// Collects now; gives when what nothing keeps is gone. Joins a run that has not begun.
     ///
     /// # Errors
-    /// When the records cannot be written. What cannot be deleted now is deleted at the next start.
+    /// When the records cannot be written. What cannot be deleted now is tried again by the next collection.
     pub async fn collect(&self) -> Result<Collected> {
         let asked_at = self.runs.begun.load(Ordering::SeqCst);
         let mut ended = self.runs.ended.lock().await;
@@ -67,86 +99,100 @@ impl Gc {
         Ok(collected)
     }
 
+    /// Collects in these namespaces (in all where there are none), and says what went.
+    ///
+    /// # Errors
+    /// As [`Gc::collect`].
+    pub async fn collect_in(&self, namespaces: &[Namespace]) -> Result<Vec<Doomed>> {
+        let _one = self.runs.ended.lock().await;
+        let mut plan = self.plan().await?;
+        plan.retain(|removal| is_in(&removal.node, namespaces));
+        let mut bytes: BTreeMap<Node, u64> =
+            self.weigh(&plan).await.into_iter().map(|doomed| (doomed.removal.node, doomed.bytes)).collect();
+        let mut gone = Vec::new();
+        self.sweep(plan, &mut |removal| {
+            let bytes = bytes.remove(&removal.node).unwrap_or_default();
+            gone.push(Doomed { removal: removal.clone(), bytes });
+        })
+        .await?;
+        Ok(gone)
+    }
+
+    /// What [`Gc::collect_in`] would remove, and (`kept`) what stays and why. Changes nothing.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub async fn preview(&self, namespaces: &[Namespace], kept: bool) -> Result<Preview> {
+        let mut plan = self.plan().await?;
+        plan.retain(|removal| is_in(&removal.node, namespaces));
+        let doomed = self.weigh(&plan).await;
+        let mut paths = if kept { plan.kept() } else { Vec::new() };
+        paths.retain(|path| path.last().is_some_and(|node| is_in(node, namespaces)));
+        paths.sort_by(|a, b| a.last().cmp(&b.last()));
+        Ok(Preview { doomed, kept: paths })
+    }
+
     /// After a deletion: soon, or (`sync`) before this returns.
     pub(crate) async fn after_deletion(&self, sync: bool) -> Result<()> {
         if sync {
             return self.collect().await.map(drop);
         }
-        self.schedule();
+        self.core.garbage.deleted();
         Ok(())
     }
 
-    /// Collects when asked to, and when something expires, until the engine closes.
-    pub(crate) async fn serve(self) {
-        let core = Arc::clone(&self.core);
-        loop {
-            tokio::select! {
-                () = core.stop.cancelled() => return,
-                () = core.garbage.notified() => tokio::time::sleep(core.config.gc.schedule_delay).await,
-                () = tokio::time::sleep(self.until_expiry()) => {}
-            }
-            if let Err(error) = self.collect().await {
-                tracing::warn!(%error, "garbage collection failed");
-            }
-        }
-    }
-
-    fn until_expiry(&self) -> std::time::Duration {
-        let longest = self.core.config.gc.interval;
-        let now = SystemTime::now();
-        let next = self.core.db.next_expiry(now).and_then(|at| at.duration_since(now).ok());
-        // The floor keeps a clock that stands still from making this a busy loop.
-        next.unwrap_or(longest).clamp(std::time::Duration::from_millis(100), longest)
+    async fn plan(&self) -> Result<Plan> {
+        let operation = self.core.ops.begin("gc", "", None, None);
+        operation.stage("marking");
+        let db = self.core.db.clone();
+        let planned = tokio::task::spawn_blocking(move || db.plan(&CollectOptions::now())).await;
+        planned.map_err(Error::task("marking"))
     }
 
     async fn run(&self) -> Result<Collected> {
-        let core = &*self.core;
-        let operation = core.ops.begin("gc", "", None, None);
-        operation.stage("waiting for running commits");
-        let _apart = core.joint.write().await;
-        operation.stage("collecting records");
-        let found = core.db.collect(CollectOptions::now()).await?;
-        operation.stage("deleting bytes and snapshots");
-        let mut collected = Collected { records: found.removed.len() as u64, ..Collected::default() };
-        for digest in &found.digests {
-            collected.blobs += u64::from(gone("blob", digest.as_str(), core.store.delete(digest).await));
-        }
-        for (snapshotter, internal) in &found.snapshots {
-            if let Ok((_, snapshotter)) = core.snapshotter(snapshotter) {
-                collected.snapshots += u64::from(gone("snapshot", internal, snapshotter.remove(internal).await));
-            }
-        }
-        for internal in &found.ingests {
-            collected.ingests += u64::from(gone("ingest", internal, core.store.abort(internal).await));
-        }
-        found.removed.iter().for_each(|removal| self.tell(&removal.node));
-        if !found.removed.is_empty() {
-            tracing::debug!(?collected, "garbage collected");
-        }
-        Ok(collected)
+        let plan = self.plan().await?;
+        self.sweep(plan, &mut |_| {}).await
     }
-}
 
-impl Gc {
-    /// What goes by itself is announced like what is deleted.
-    fn tell(&self, node: &Node) {
-        let Ok(namespace) = node.namespace.parse::<Namespace>() else { return };
+    /// What each of a plan's removals would free.
+    async fn weigh(&self, plan: &Plan) -> Vec<Doomed> {
+        let mut sharers = BTreeMap::new();
+        let mut doomed = Vec::new();
+        for removal in plan.removals() {
+            let bytes = self.bytes(&removal.node, &mut sharers).await.unwrap_or_default();
+            doomed.push(Doomed { removal: removal.clone(), bytes });
+        }
+        doomed
+    }
+
+    /// The last namespace that gives up a blob frees its bytes; `sharers` counts how many still have it.
+    async fn bytes(&self, node: &Node, sharers: &mut BTreeMap<Digest, usize>) -> Option<u64> {
+        let core = &self.core;
+        let namespace: Namespace = node.namespace.parse().ok()?;
         match &node.target {
             Target::Content(digest) => {
-                self.core.emit(&namespace, "/content/delete", &ContentDelete { digest: digest.clone() });
+                let digest: Digest = digest.parse().ok()?;
+                let left = sharers.entry(digest.clone()).or_insert_with(|| core.db.sharers(&digest));
+                *left = left.saturating_sub(1);
+                if *left > 0 {
+                    return None;
+                }
+                Some(core.store.info(&digest).await.ok()?.size)
             }
             Target::Snapshot { snapshotter, key } => {
-                let event = SnapshotRemove { key: key.clone(), snapshotter: snapshotter.clone() };
-                self.core.emit(&namespace, "/snapshot/remove", &event);
+                let record = core.db.snapshots(&namespace, snapshotter).get(key).ok()?;
+                Some(core.snapshotters.get(snapshotter)?.usage(&record.internal).await.ok()?.size)
             }
-            Target::Image(name) => {
-                self.core.emit(&namespace, "/images/delete", &ImageDelete { name: name.clone() });
+            Target::Ingest(reference) => {
+                let record = core.db.ingests(&namespace).get(reference).ok()?;
+                Some(core.store.status(&record.internal).await.ok()?.offset)
             }
-            _ => {}
+            _ => None,
         }
     }
 }
 
-fn gone<E: std::error::Error>(what: &str, name: &str, outcome: std::result::Result<(), E>) -> bool {
-    outcome.inspect_err(|error| tracing::debug!(what, name, %error, "not deleted")).is_ok()
+/// Whether a node is in one of the namespaces; where there are none, all are meant.
+fn is_in(node: &Node, namespaces: &[Namespace]) -> bool {
+    namespaces.is_empty() || namespaces.iter().any(|namespace| namespace.as_str() == &*node.namespace)
 }

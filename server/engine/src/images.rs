@@ -41,6 +41,7 @@ impl Images {
     /// `AlreadyExists`, `InvalidArgument`.
     pub async fn create(&self, scope: &Scope, image: Image) -> Result<Image> {
         let image = self.core.db.images(&scope.namespace).create(image, lease(scope)).await?;
+        self.look_at_expiry(&image);
         let event = ImageCreate { name: image.name.clone(), labels: image.labels.clone() };
         self.core.emit(&scope.namespace, "/images/create", &event);
         Ok(image)
@@ -53,9 +54,16 @@ impl Images {
     /// `NotFound`; `InvalidArgument` for another field.
     pub async fn update(&self, scope: &Scope, image: Image, fields: &[String]) -> Result<Image> {
         let image = self.core.db.images(&scope.namespace).update(image, fields.to_vec(), lease(scope)).await?;
+        self.look_at_expiry(&image);
         let event = ImageUpdate { name: image.name.clone(), labels: image.labels.clone() };
         self.core.emit(&scope.namespace, "/images/update", &event);
         Ok(image)
+    }
+
+    fn look_at_expiry(&self, image: &Image) {
+        if image.labels.contains_key(gantry_types::labels::GC_EXPIRE) {
+            self.core.garbage.expires();
+        }
     }
 
     /// Removes an image; with `target` only where it still stands for that digest; with `sync` what it alone kept is

@@ -27,7 +27,11 @@ impl Leases {
     pub async fn create(&self, scope: &Scope, id: Option<&str>, labels: Labels) -> Result<Lease> {
         let made_up = id.is_none().then(unique);
         let id = id.or(made_up.as_deref()).unwrap_or_default();
-        Ok(self.core.db.leases(&scope.namespace).create(id, labels).await?)
+        let lease = self.core.db.leases(&scope.namespace).create(id, labels).await?;
+        if lease.labels.contains_key(gantry_types::labels::GC_EXPIRE) {
+            self.core.garbage.expires();
+        }
+        Ok(lease)
     }
 
     /// Ends a lease; with `sync` what it alone kept is gone when this returns.
@@ -61,7 +65,7 @@ impl Leases {
     /// As [`Leases::add`].
     pub async fn remove(&self, scope: &Scope, id: &str, resource: Resource) -> Result<()> {
         self.core.db.leases(&scope.namespace).delete_resource(id, self.named(resource)).await?;
-        self.core.garbage.notify_one();
+        self.core.garbage.deleted();
         Ok(())
     }
 

@@ -20,6 +20,7 @@ pub mod gc;
 pub mod images;
 mod keyed;
 pub mod leases;
+pub mod mounts;
 pub mod namespaces;
 pub mod ops;
 mod place;
@@ -29,6 +30,7 @@ pub mod snapshots;
 mod stream;
 pub mod tasks;
 pub mod transfer;
+pub mod usage;
 
 pub use config::{
     Config, ErofsSettings, GcConfig, ImageVerifier, OverlaySettings, ProxyKind, ProxyPlugin, SnapshotterConfigs,
@@ -37,6 +39,7 @@ pub use config::{
 pub use engine::{Engine, OpenReport, Repair};
 pub use error::{Error, Result};
 pub use gantry_registry::Config as RegistryConfig;
+pub use gantry_registry::hosts::check as check_hosts;
 pub use gantry_spec as spec;
 pub use gantry_types::{
     Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Mount, Namespace, Platform, Scope,

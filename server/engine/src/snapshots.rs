@@ -156,7 +156,6 @@ impl Snapshots {
         let New { snapshotter: name, kind, key, parent, labels } = new;
         let snapshotter = self.core.snapshotter(&name)?.1;
         let records = self.core.db.snapshots(&scope.namespace, &name);
-        let _together = self.core.joint.read().await;
         let internal = records.internal(&key).await?;
         let below = parent.as_ref().map(|p| p.internal.as_str());
         let mounts = match kind {
@@ -166,7 +165,7 @@ impl Snapshots {
         let parent = parent.map(|p| p.key);
         let record = record(&name, &key, &internal, kind, parent.clone(), labels);
         if let Err(error) = records.create(record, lease(scope)).await {
-            self.undo(&**snapshotter, &internal).await;
+            self.undo(&**snapshotter, &name, &internal).await;
             return Err(error.into());
         }
         // Nobody is told of views: as with containerd.
@@ -219,11 +218,10 @@ impl Snapshots {
     ) -> Result<()> {
         let snapshotter = self.core.snapshotter(driver)?.1;
         let records = self.core.db.snapshots(&scope.namespace, driver);
-        let _together = self.core.joint.read().await;
         let internal = records.internal(&name).await?;
         snapshotter.commit(&internal, &active.internal, None, labels.clone()).await?;
         if let Err(error) = records.commit(&active.key, &name, internal.clone(), labels, lease(scope)).await {
-            self.undo(&**snapshotter, &internal).await;
+            self.undo(&**snapshotter, driver, &internal).await;
             // The active one has gone with the commit.
             let _ = records.remove(&active.key, lease(scope)).await;
             return Err(error.into());
@@ -242,7 +240,7 @@ impl Snapshots {
         let removed = self.core.db.snapshots(&scope.namespace, name).remove(key, lease(scope)).await?;
         let event = SnapshotRemove { key: key.to_owned(), snapshotter: name.to_owned() };
         self.core.emit(&scope.namespace, "/snapshot/remove", &event);
-        self.undo(&**snapshotter, &removed.internal).await;
+        self.undo(&**snapshotter, name, &removed.internal).await;
         Ok(())
     }
 
@@ -263,10 +261,11 @@ impl Snapshots {
         Ok(self.core.snapshotter(snapshotter)?.1.cleanup().await?)
     }
 
-    /// Removes what no record names. Start-up looks for what stays.
-    async fn undo(&self, snapshotter: &dyn Snapshotter, internal: &str) {
+    /// Removes what no record names. Collections, and the next start, look for what stays.
+    async fn undo(&self, snapshotter: &dyn Snapshotter, name: &str, internal: &str) {
         if let Err(error) = snapshotter.remove(internal).await {
-            tracing::warn!(internal, %error, "snapshot without a record stays until the next start");
+            tracing::warn!(internal, %error, "snapshot without a record stays until the next collection");
+            self.core.garbage.leave_snapshot(name, internal);
         }
     }
 

@@ -1,16 +1,22 @@
 //! Garbage collection of records, and what to remove elsewhere afterwards.
+//!
+//! Marking looks at all records and takes its time, beside the committer and without any lock. What is written meanwhile
+//! is watched, and each slice of removals looks first at what that changed: so no writer waits for longer than a slice
+//! takes, however many records there are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use gantry_types::Digest;
 
 use crate::codec;
+use crate::committer::COMMIT;
+use crate::db::number;
 use crate::edges::{Edge, Target, seconds};
-use crate::gc::{self, Graph, Node, Removal};
-use crate::keys::{self, Kind};
-use crate::memory::{Records, Snapshot as State};
+use crate::gc::{Marker, Node, Removal};
+use crate::keys::{self, Key, Kind};
+use crate::memory::{Records, Snapshot as State, Watch};
 use crate::table::Record;
 use crate::tx::Tx;
 use crate::{Db, Error, Ingest, Resource, Snapshot, leases, snapshots};
@@ -44,45 +50,133 @@ pub struct Collected {
     pub ingests: Vec<String>,
 }
 
-impl Db {
-    /// What [`Db::collect`] would remove, and why. Reads only.
-    pub fn plan_collection(&self, options: &CollectOptions) -> Vec<Removal> {
-        gc::mark(&graph(&self.memory().snapshot()), &options.held, seconds(options.now))
+/// What is to go, as of the moment it was made, and what has changed since.
+pub struct Plan {
+    marker: Marker,
+    watch: Arc<Watch>,
+    /// In the order of their removal, last first.
+    left: Vec<Removal>,
+}
+
+impl Plan {
+    /// What is to go, in the order of its removal.
+    pub fn removals(&self) -> impl ExactSizeIterator<Item = &Removal> {
+        self.left.iter().rev()
     }
 
-    /// Removes the records that nothing keeps, in one transaction, and says what the caller shall remove elsewhere: bytes,
-    /// snapshots, ingests. A crash before that is done is healed by comparing with [`Db::known_digests`] and its siblings.
+    /// Leaves in the plan only what `goes` says.
+    pub fn retain(&mut self, goes: impl Fn(&Removal) -> bool) {
+        self.left.retain(|removal| goes(removal));
+    }
+
+    /// Whether nothing is to go.
+    pub fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// What stays, each with the path from a root to itself, both included.
+    pub fn kept(&mut self) -> Vec<Vec<Node>> {
+        self.marker.kept()
+    }
+
+    /// What was written since the plan was made stays, and what that refers to.
+    fn take_in(&mut self, tx: &Tx<'_>) {
+        let mut keys = self.watch.take();
+        keys.extend(tx.unpublished().cloned());
+        for key in keys {
+            let Some(value) = tx.get(key.kind, &key.namespace, &key.name) else { continue };
+            self.take_in_record(&key, &value);
+        }
+    }
+
+    fn take_in_record(&mut self, key: &Key, value: &[u8]) {
+        let node = |target| Node { namespace: key.namespace.clone(), target };
+        match (key.kind, named(key.kind, &key.name)) {
+            (Kind::Resource, _) => {
+                if let Some((_, resource)) = leases::parse(&key.name) {
+                    self.marker.keep(&node(target(resource)));
+                }
+            }
+            (_, Some(target)) => {
+                let node = node(target);
+                self.marker.add(node.clone(), edges_of(value));
+                self.marker.keep(&node);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Db {
+    /// What nothing keeps. Reads only, and all of it: work for a thread that may block.
+    pub fn plan(&self, options: &CollectOptions) -> Plan {
+        let (state, watch) = self.memory().watched();
+        let mut marker = marker(&state, seconds(options.now));
+        // Not held any longer than needed: writers copy what readers hold.
+        drop(state);
+        options.held.iter().for_each(|node| marker.keep(node));
+        let mut left = marker.removals();
+        left.reverse();
+        Plan { marker, watch, left }
+    }
+
+    /// What [`Db::collect`] would remove, and why, in the order of its removal. Reads only.
+    pub fn plan_collection(&self, options: &CollectOptions) -> Vec<Removal> {
+        self.plan(options).removals().cloned().collect()
+    }
+
+    /// Removes the next `at_most` records of a plan in one transaction, except what has been given a reason to stay since, and
+    /// says what the caller shall remove elsewhere: bytes, snapshots, ingests. A crash before that is done is healed by
+    /// comparing with [`Db::known_digests`] and its siblings.
+    ///
+    /// # Errors
+    /// [`Error::NotWritten`].
+    pub async fn remove_next(&self, mut plan: Plan, at_most: usize) -> Result<(Plan, Collected), Error> {
+        self.transact(move |tx| {
+            plan.take_in(tx);
+            let mut collected = Collected::default();
+            while collected.removed.len() < at_most
+                && let Some(removal) = plan.left.pop()
+            {
+                if !plan.marker.is_reached(&removal.node) && remove(tx, &removal.node, &mut collected)? {
+                    collected.removed.push(removal);
+                }
+            }
+            collected.digests.retain(|digest| !tx.is_anywhere(Kind::Blob, digest.as_str().as_bytes()));
+            collected.digests.sort();
+            collected.digests.dedup();
+            Ok((plan, collected))
+        })
+        .await
+    }
+
+    /// Plans and removes all of it, in one transaction.
     ///
     /// # Errors
     /// [`Error::NotWritten`].
     pub async fn collect(&self, options: CollectOptions) -> Result<Collected, Error> {
-        // Marking takes time, and most collections find nothing: the first mark is made beside the committer.
-        let planned = self.plan_collection(&options);
-        if planned.is_empty() {
+        let plan = self.plan(&options);
+        if plan.is_empty() {
             return Ok(Collected::default());
         }
-        self.transact(move |tx| {
-            let state = tx.state();
-            let removed = gc::mark(&graph(&state), &options.held, seconds(options.now));
-            let mut collected = Collected::default();
-            let mut doomed = Vec::new();
-            for removal in &removed {
-                remove(tx, &removal.node, &mut collected, &mut doomed)?;
-            }
-            let seen = digests(&tx.state());
-            collected.digests.retain(|digest| !seen.contains(digest));
-            collected.digests.sort();
-            collected.digests.dedup();
-            collected.snapshots = children_first(doomed);
-            collected.removed = removed;
-            Ok(collected)
-        })
-        .await
+        Ok(self.remove_next(plan, usize::MAX).await?.1)
     }
 
     /// The blobs that some namespace sees: other bytes in the content store have no owner.
     pub fn known_digests(&self) -> BTreeSet<Digest> {
         digests(&self.memory().snapshot())
+    }
+
+    /// How many namespaces see a blob.
+    pub fn sharers(&self, digest: &Digest) -> usize {
+        let name = digest.as_str().as_bytes();
+        let memory = self.memory();
+        memory.namespaces().iter().filter(|namespace| memory.get(Kind::Blob, namespace, name).is_some()).count()
+    }
+
+    /// How many commits there were in the life of this store.
+    pub fn commits(&self) -> u64 {
+        self.memory().get(Kind::Meta, "", COMMIT).map_or(0, |value| number(&value))
     }
 
     /// The internal keys that some namespace sees on a snapshotter: other snapshots there have no owner.
@@ -107,9 +201,13 @@ impl Db {
     /// When the next lease, image or ingest expires, for a timer; none where nothing will.
     pub fn next_expiry(&self, after: SystemTime) -> Option<SystemTime> {
         let after = seconds(after);
-        let graph = graph(&self.memory().snapshot());
-        let times = graph.values().flatten().filter_map(|edge| match edge {
-            Edge::Expires(at) if *at >= after => Some(*at),
+        let state = self.memory().snapshot();
+        let kinds = [Kind::Image, Kind::Lease, Kind::Ingest];
+        let records = state.values().flat_map(|space| kinds.map(|kind| &space[kind.index()]));
+        let edges =
+            records.flat_map(|records| records.values()).flat_map(|value| codec::edges(value).unwrap_or_default());
+        let times = edges.filter_map(|edge| match edge {
+            Edge::Expires(at) if at >= after => Some(at),
             _ => None,
         });
         // Something expires when the second is over.
@@ -117,58 +215,39 @@ impl Db {
     }
 }
 
-/// Removes one record, and notes what stands behind it.
-fn remove(tx: &mut Tx<'_>, node: &Node, collected: &mut Collected, doomed: &mut Vec<Snapshot>) -> Result<(), Error> {
+/// Removes one record, and notes what stands behind it. False where it is gone already.
+fn remove(tx: &mut Tx<'_>, node: &Node, collected: &mut Collected) -> Result<bool, Error> {
     let namespace = &*node.namespace;
+    let Some((kind, name)) = place(&node.target) else { return Ok(false) };
+    let Some(value) = tx.get(kind, namespace, &name) else { return Ok(false) };
     match &node.target {
-        Target::Content(digest) => {
-            tx.delete(Kind::Blob, namespace, digest.as_bytes());
-            collected.digests.extend(digest.parse::<Digest>().ok());
+        Target::Content(digest) => collected.digests.extend(digest.parse::<Digest>().ok()),
+        Target::Lease(id) => leases::release_all(tx, namespace, id),
+        Target::Ingest(_) => {
+            collected.ingests.extend(Ingest::decode(&name, &value).ok().map(|ingest| ingest.internal));
         }
-        Target::Image(name) => tx.delete(Kind::Image, namespace, name.as_bytes()),
-        Target::Lease(id) => {
-            leases::release_all(tx, namespace, id);
-            tx.delete(Kind::Lease, namespace, id.as_bytes());
-        }
-        Target::Ingest(reference) => {
-            if let Some(value) = tx.get(Kind::Ingest, namespace, reference.as_bytes()) {
-                collected
-                    .ingests
-                    .extend(Ingest::decode(reference.as_bytes(), &value).ok().map(|ingest| ingest.internal));
-            }
-            tx.delete(Kind::Ingest, namespace, reference.as_bytes());
-        }
-        Target::Snapshot { snapshotter, key } => {
-            let name = keys::join(&[snapshotter, key]);
-            match tx.get(Kind::Snapshot, namespace, &name).and_then(|value| Snapshot::decode(&name, &value).ok()) {
-                Some(snapshot) => {
-                    snapshots::remove(tx, namespace, &snapshot)?;
-                    doomed.push(snapshot);
-                }
-                None => tx.delete(Kind::Snapshot, namespace, &name),
+        Target::Snapshot { .. } => {
+            if let Ok(snapshot) = Snapshot::decode(&name, &value) {
+                snapshots::remove(tx, namespace, &snapshot)?;
+                collected.snapshots.push((snapshot.snapshotter, snapshot.internal));
             }
         }
-        Target::Container(_) | Target::Sandbox(_) => {}
+        _ => {}
     }
-    Ok(())
+    tx.delete(kind, namespace, &name);
+    Ok(true)
 }
 
-/// Sorts so that no snapshot stands before one of its children.
-fn children_first(doomed: Vec<Snapshot>) -> Vec<(String, String)> {
-    // Keys are unique within a namespace; internal keys begin with it.
-    let place = |s: &Snapshot, key: &str| {
-        let namespace = s.internal.split('/').next().unwrap_or_default();
-        (namespace.to_owned(), s.snapshotter.clone(), key.to_owned())
-    };
-    let parents: BTreeMap<_, _> = doomed.iter().map(|s| (place(s, &s.key), s)).collect();
-    let depth = |snapshot: &Snapshot| {
-        let parent = |s: &&Snapshot| s.parent.as_ref().and_then(|key| parents.get(&place(s, key))).copied();
-        // Bounded, so that a damaged circle ends.
-        std::iter::successors(Some(snapshot), parent).take(parents.len() + 1).count()
-    };
-    let mut sorted: Vec<_> = doomed.iter().map(|s| (std::cmp::Reverse(depth(s)), s)).collect();
-    sorted.sort_by_key(|(depth, _)| *depth);
-    sorted.into_iter().map(|(_, s)| (s.snapshotter.clone(), s.internal.clone())).collect()
+/// Where the record of something collectible is.
+fn place(target: &Target) -> Option<(Kind, Vec<u8>)> {
+    Some(match target {
+        Target::Content(digest) => (Kind::Blob, digest.as_bytes().to_vec()),
+        Target::Image(name) => (Kind::Image, name.as_bytes().to_vec()),
+        Target::Lease(id) => (Kind::Lease, id.as_bytes().to_vec()),
+        Target::Ingest(reference) => (Kind::Ingest, reference.as_bytes().to_vec()),
+        Target::Snapshot { snapshotter, key } => (Kind::Snapshot, keys::join(&[snapshotter, key])),
+        Target::Container(_) | Target::Sandbox(_) => return None,
+    })
 }
 
 fn digests(state: &State) -> BTreeSet<Digest> {
@@ -176,31 +255,35 @@ fn digests(state: &State) -> BTreeSet<Digest> {
     names.filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect()
 }
 
-/// The objects of all namespaces and their edges, as they were parsed when written.
-fn graph(state: &State) -> Graph {
-    let mut graph = Graph::new();
+/// The objects of all namespaces with their edges, as they were parsed when written.
+fn marker(state: &State, now: i64) -> Marker {
+    let mut marker = Marker::new(now);
     for (namespace, space) in state {
         for kind in [Kind::Image, Kind::Container, Kind::Sandbox, Kind::Lease, Kind::Blob, Kind::Snapshot, Kind::Ingest]
         {
-            add(&mut graph, namespace, kind, &space[kind.index()]);
+            add(&mut marker, namespace, kind, &space[kind.index()]);
         }
+        let leases = &space[Kind::Lease.index()];
         for (lease, resource) in space[Kind::Resource.index()].keys().filter_map(|name| leases::parse(name)) {
-            let lease = Node { namespace: namespace.clone(), target: Target::Lease(lease.to_owned()) };
-            if let Some(edges) = graph.get_mut(&lease) {
-                edges.push(Edge::Refers(target(resource)));
+            if leases.contains_key(lease.as_bytes()) {
+                let lease = Node { namespace: namespace.clone(), target: Target::Lease(lease.to_owned()) };
+                marker.refer(&lease, target(resource));
             }
         }
     }
-    graph
+    marker
 }
 
-fn add(graph: &mut Graph, namespace: &Arc<str>, kind: Kind, records: &Records) {
+fn add(marker: &mut Marker, namespace: &Arc<str>, kind: Kind, records: &Records) {
     for (name, value) in records {
         let Some(target) = named(kind, name) else { continue };
-        // A damaged record stays until somebody has looked at it, and keeps nothing.
-        let edges = codec::edges(value).unwrap_or_else(|_| vec![Edge::Root, Edge::Expires(i64::MAX)]);
-        graph.insert(Node { namespace: namespace.clone(), target }, edges);
+        marker.add(Node { namespace: namespace.clone(), target }, edges_of(value));
     }
+}
+
+/// A damaged record stays until somebody has looked at it, and keeps nothing.
+fn edges_of(value: &[u8]) -> Vec<Edge> {
+    codec::edges(value).unwrap_or_else(|_| vec![Edge::Root, Edge::Expires(i64::MAX)])
 }
 
 fn named(kind: Kind, name: &[u8]) -> Option<Target> {

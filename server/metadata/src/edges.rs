@@ -47,7 +47,7 @@ pub enum Edge {
 }
 
 /// The edges that labels express.
-pub(crate) fn of_labels(labels: &Labels) -> Vec<Edge> {
+pub fn of_labels(labels: &Labels) -> Vec<Edge> {
     labels.iter().filter(|(key, _)| key.starts_with("containerd.io/gc.")).filter_map(|(k, v)| of_label(k, v)).collect()
 }
 

@@ -1,9 +1,12 @@
-//! What nothing keeps alive: a pure function over objects and their edges.
+//! What nothing keeps alive: pure rules over objects and their edges.
 //!
 //! Roots are containers, leases and images that have not expired, ingests whose time is not over, what a sandbox's labels name,
 //! and what says so itself (`gc.root`). From there edges are followed; a flat lease keeps only what it names, and the parents of snapshots.
+//!
+//! [`mark`] judges a whole graph at once. [`Marker`] is the same, step by step: what is written while a collection runs is added
+//! to what was marked before, and only what that reaches anew is followed. It also knows by which path something was reached.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::edges::{Edge, Target};
@@ -33,7 +36,7 @@ impl Reason {
     /// For people.
     pub fn as_str(self) -> &'static str {
         match self {
-            Reason::Unreferenced => "nothing refers to it",
+            Reason::Unreferenced => "no root reaches it",
             Reason::Expired => "it has expired",
         }
     }
@@ -48,19 +51,14 @@ pub struct Removal {
     pub reason: Reason,
 }
 
-/// A node as it is reached: a flat one passes on less.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Visit<'g> {
-    namespace: &'g str,
-    target: Target,
-    flat: bool,
-}
-
 /// What goes at the second `now` since 1970, sorted. `held` names nodes that stay for reasons of the caller's.
 pub fn mark(graph: &Graph, held: &[Node], now: i64) -> Vec<Removal> {
-    let reached = Walk::new(graph, now).run(held);
-    let lost = graph.iter().filter(|(node, _)| is_collectible(&node.target) && !reached.contains(*node));
-    lost.map(|(node, edges)| Removal { node: node.clone(), reason: reason(edges, now) }).collect()
+    let mut marker = Marker::new(now);
+    graph.iter().for_each(|(node, edges)| marker.add(node.clone(), edges.clone()));
+    held.iter().for_each(|node| marker.keep(node));
+    let mut removals = marker.removals();
+    removals.sort_by(|a, b| a.node.cmp(&b.node));
+    removals
 }
 
 /// Containers and sandboxes go only when a client says so.
@@ -79,90 +77,252 @@ fn is_expired(edges: &[Edge], now: i64) -> bool {
     edges.iter().any(|edge| matches!(edge, Edge::Expires(at) if now > *at))
 }
 
-struct Walk<'g> {
-    graph: &'g Graph,
+/// How something was first reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    Not,
+    /// A root, or held by the caller.
+    Root,
+    /// By this visit.
+    From(Visit),
+}
+
+/// An entry as it is reached: a flat visit passes on less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Visit {
+    entry: usize,
+    flat: bool,
+}
+
+/// What is known of an object, or of one that is only spoken of.
+struct Entry {
+    node: Arc<Node>,
+    edges: Vec<Edge>,
+    exists: bool,
+    /// By a visit that is not flat, by one that is.
+    reached: [Reached; 2],
+    /// Who says that it lives as long as this does.
+    back: Vec<usize>,
+}
+
+/// Objects, and what of them is reached. Everything asked of it is answered as of what was added so far.
+pub struct Marker {
     now: i64,
-    /// Who says that it lives as long as the key does.
-    back: HashMap<Node, Vec<&'g Node>>,
-    seen: HashSet<Visit<'g>>,
-    todo: Vec<Visit<'g>>,
+    entries: Vec<Entry>,
+    index: HashMap<Arc<Node>, usize>,
+    todo: Vec<Visit>,
 }
 
-impl<'g> Walk<'g> {
-    fn new(graph: &'g Graph, now: i64) -> Walk<'g> {
-        let mut back: HashMap<Node, Vec<&Node>> = HashMap::new();
-        for (node, edges) in graph {
-            for edge in edges {
-                if let (Edge::BackRefers(target), true) = (edge, takes_back_references(&node.target)) {
-                    let to = Node { namespace: node.namespace.clone(), target: target.clone() };
-                    back.entry(to).or_default().push(node);
-                }
-            }
-        }
-        Walk { graph, now, back, seen: HashSet::new(), todo: Vec::new() }
+impl Marker {
+    /// Without objects, at the second `now` since 1970.
+    pub fn new(now: i64) -> Marker {
+        Marker { now, entries: Vec::new(), index: HashMap::new(), todo: Vec::new() }
     }
 
-    fn run(mut self, held: &'g [Node]) -> HashSet<Node> {
-        for node in held {
-            self.push(&node.namespace, node.target.clone(), false);
+    /// Adds an object with its edges. One that is there gets more edges; what its old ones reached stays reached.
+    pub fn add(&mut self, node: Node, edges: Vec<Edge>) {
+        let is_root = is_root(&node.target, &edges, self.now);
+        let at = self.entry(&node);
+        if takes_back_references(&node.target) {
+            self.add_back_references(at, &node, &edges);
         }
-        for (node, edges) in self.graph {
-            self.push_root(node, edges);
-        }
-        while let Some(visit) = self.todo.pop() {
-            self.follow(&visit);
-        }
-        let node = |visit: Visit<'_>| Node { namespace: visit.namespace.into(), target: visit.target };
-        self.seen.into_iter().map(node).collect()
-    }
-
-    fn push(&mut self, namespace: &'g str, target: Target, flat: bool) {
-        let visit = Visit { namespace, target, flat };
-        if self.seen.insert(visit.clone()) {
-            self.todo.push(visit);
-        }
-    }
-
-    fn push_root(&mut self, node: &'g Node, edges: &'g [Edge]) {
-        let by_label = || edges.contains(&Edge::Root);
-        let is_root = match node.target {
-            Target::Container(_) | Target::Sandbox(_) => true,
-            Target::Image(_) | Target::Lease(_) => !is_expired(edges, self.now),
-            Target::Ingest(_) => edges.iter().any(|edge| matches!(edge, Edge::Expires(at) if self.now <= *at)),
-            Target::Content(_) | Target::Snapshot { .. } => by_label(),
-        };
+        let entry = &mut self.entries[at];
+        entry.exists = true;
+        entry.edges.extend(edges);
+        entry.follow_again(at, &mut self.todo);
         if is_root {
-            self.push(&node.namespace, node.target.clone(), false);
+            self.reach(at, false, Reached::Root);
         }
     }
 
-    fn follow(&mut self, visit: &Visit<'g>) {
-        let node = Node { namespace: visit.namespace.into(), target: visit.target.clone() };
-        if !visit.flat {
-            for back in self.back.get(&node).cloned().unwrap_or_default() {
-                self.push(&back.namespace, back.target.clone(), false);
-            }
-        }
-        let Some(edges) = self.graph.get(&node) else { return };
-        let flat = visit.flat || edges.contains(&Edge::Flat) && matches!(visit.target, Target::Lease(_));
+    fn add_back_references(&mut self, at: usize, node: &Node, edges: &[Edge]) {
         for edge in edges {
-            if let Some(target) = passes(visit, edge) {
-                self.push(visit.namespace, target, flat);
+            let Edge::BackRefers(target) = edge else { continue };
+            let keeper = self.entry(&Node { namespace: node.namespace.clone(), target: target.clone() });
+            self.entries[keeper].back.push(at);
+            if self.entries[keeper].reached[0] != Reached::Not {
+                self.reach(at, false, Reached::From(Visit { entry: keeper, flat: false }));
             }
         }
+    }
+
+    /// Adds one more thing that a node keeps.
+    pub fn refer(&mut self, node: &Node, target: Target) {
+        let at = self.entry(node);
+        let entry = &mut self.entries[at];
+        entry.edges.push(Edge::Refers(target));
+        entry.follow_again(at, &mut self.todo);
+    }
+
+    /// Lets a node stay for a reason of the caller's.
+    pub fn keep(&mut self, node: &Node) {
+        let at = self.entry(node);
+        self.reach(at, false, Reached::Root);
+    }
+
+    /// What goes: the objects that no root reaches, images and leases first, no snapshot before one of its children.
+    pub fn removals(&mut self) -> Vec<Removal> {
+        self.follow_all();
+        let lost = self.entries.iter().enumerate();
+        let lost = lost.filter(|(_, e)| e.exists && is_collectible(&e.node.target) && !e.is_reached());
+        let mut lost: Vec<usize> = lost.map(|(at, _)| at).collect();
+        let depths = self.depths(&lost);
+        let key = |at: &usize| (rank(&self.entries[*at].node.target), std::cmp::Reverse(depths.get(at).copied()));
+        lost.sort_by(|a, b| key(a).cmp(&key(b)).then_with(|| self.entries[*a].node.cmp(&self.entries[*b].node)));
+        let removal = |at: usize| {
+            let entry = &self.entries[at];
+            Removal { node: Node::clone(&entry.node), reason: reason(&entry.edges, self.now) }
+        };
+        lost.into_iter().map(removal).collect()
+    }
+
+    /// Whether a root reaches it.
+    pub fn is_reached(&mut self, node: &Node) -> bool {
+        self.follow_all();
+        self.index.get(node).is_some_and(|at| self.entries[*at].is_reached())
+    }
+
+    /// What stays, each with the path from a root to itself (both included).
+    pub fn kept(&mut self) -> Vec<Vec<Node>> {
+        self.follow_all();
+        let reached = self.entries.iter().filter(|entry| entry.exists && entry.is_reached());
+        reached.map(|entry| self.path(entry)).collect()
+    }
+
+    fn path(&self, entry: &Entry) -> Vec<Node> {
+        let mut path = vec![Node::clone(&entry.node)];
+        let mut reached = entry.reached[0];
+        if reached == Reached::Not {
+            reached = entry.reached[1];
+        }
+        // Each was reached by one that had been reached before: no circle.
+        while let Reached::From(Visit { entry, flat }) = reached {
+            path.push(Node::clone(&self.entries[entry].node));
+            reached = self.entries[entry].reached[usize::from(flat)];
+        }
+        path.reverse();
+        path
+    }
+
+    fn entry(&mut self, node: &Node) -> usize {
+        if let Some(at) = self.index.get(node) {
+            return *at;
+        }
+        let node = Arc::new(node.clone());
+        let at = self.entries.len();
+        self.index.insert(Arc::clone(&node), at);
+        self.entries.push(Entry {
+            node,
+            edges: Vec::new(),
+            exists: false,
+            reached: [Reached::Not; 2],
+            back: Vec::new(),
+        });
+        at
+    }
+
+    fn reach(&mut self, at: usize, flat: bool, how: Reached) {
+        let reached = &mut self.entries[at].reached[usize::from(flat)];
+        if *reached == Reached::Not {
+            *reached = how;
+            self.todo.push(Visit { entry: at, flat });
+        }
+    }
+
+    fn follow_all(&mut self) {
+        while let Some(visit) = self.todo.pop() {
+            self.follow(visit);
+        }
+    }
+
+    fn follow(&mut self, visit: Visit) {
+        let by = Reached::From(visit);
+        if !visit.flat {
+            for back in self.entries[visit.entry].back.clone() {
+                self.reach(back, false, by);
+            }
+        }
+        let Entry { node, edges, .. } = &self.entries[visit.entry];
+        let flat = visit.flat || edges.contains(&Edge::Flat) && matches!(node.target, Target::Lease(_));
+        let passed = edges.iter().filter_map(|edge| passes(&node.target, visit.flat, edge));
+        let passed: Vec<Node> = passed.map(|target| Node { namespace: node.namespace.clone(), target }).collect();
+        for node in passed {
+            let at = self.entry(&node);
+            self.reach(at, flat, by);
+        }
+    }
+
+    /// How many of the `lost` lie under each snapshot among them.
+    fn depths(&self, lost: &[usize]) -> HashMap<usize, usize> {
+        let mut depths: HashMap<usize, usize> = HashMap::new();
+        let lost: std::collections::HashSet<usize> = lost.iter().copied().collect();
+        for start in &lost {
+            let mut chain = Vec::new();
+            let mut next = Some(*start);
+            // Bounded, so that a damaged circle ends.
+            while let Some(at) = next.filter(|at| !depths.contains_key(at) && chain.len() <= lost.len()) {
+                chain.push(at);
+                next = self.parent(at).filter(|at| lost.contains(at));
+            }
+            let below = next.and_then(|at| depths.get(&at)).map_or(0, |depth| depth + 1);
+            for (height, at) in chain.into_iter().rev().enumerate() {
+                depths.insert(at, below + height);
+            }
+        }
+        depths
+    }
+
+    fn parent(&self, at: usize) -> Option<usize> {
+        let Entry { node, edges, .. } = &self.entries[at];
+        let Target::Snapshot { snapshotter, .. } = &node.target else { return None };
+        let key = edges.iter().find_map(|edge| if let Edge::Parent(key) = edge { Some(key) } else { None })?;
+        let target = Target::Snapshot { snapshotter: snapshotter.clone(), key: key.clone() };
+        self.index.get(&Node { namespace: node.namespace.clone(), target }).copied()
     }
 }
 
-/// What an edge of a visited node keeps. A flat visit passes on parents of snapshots and contents of images only.
-fn passes(visit: &Visit<'_>, edge: &Edge) -> Option<Target> {
-    match (&visit.target, edge) {
+impl Entry {
+    /// What was reached before passes on what it says only now.
+    fn follow_again(&self, at: usize, todo: &mut Vec<Visit>) {
+        let reached = [false, true].into_iter().filter(|flat| self.reached[usize::from(*flat)] != Reached::Not);
+        todo.extend(reached.map(|flat| Visit { entry: at, flat }));
+    }
+
+    fn is_reached(&self) -> bool {
+        self.reached != [Reached::Not; 2]
+    }
+}
+
+/// Names go before what they name, so that no name stands for what is gone.
+fn rank(target: &Target) -> u8 {
+    match target {
+        Target::Lease(_) => 0,
+        Target::Image(_) => 1,
+        Target::Content(_) => 2,
+        Target::Snapshot { .. } => 3,
+        _ => 4,
+    }
+}
+
+fn is_root(target: &Target, edges: &[Edge], now: i64) -> bool {
+    match target {
+        Target::Container(_) | Target::Sandbox(_) => true,
+        Target::Image(_) | Target::Lease(_) => !is_expired(edges, now),
+        Target::Ingest(_) => edges.iter().any(|edge| matches!(edge, Edge::Expires(at) if now <= *at)),
+        Target::Content(_) | Target::Snapshot { .. } => edges.contains(&Edge::Root),
+    }
+}
+
+/// What an edge of a visited object keeps. A flat visit passes on parents of snapshots and contents of images only.
+fn passes(from: &Target, flat: bool, edge: &Edge) -> Option<Target> {
+    match (from, edge) {
         (Target::Snapshot { snapshotter, .. }, Edge::Parent(key)) => {
             Some(Target::Snapshot { snapshotter: snapshotter.clone(), key: key.clone() })
         }
-        (Target::Image(_), Edge::Refers(target)) if visit.flat => {
+        (Target::Image(_), Edge::Refers(target)) if flat => {
             matches!(target, Target::Content(_)).then(|| target.clone())
         }
-        (_, Edge::Refers(target)) if !visit.flat => Some(target.clone()),
+        (_, Edge::Refers(target)) if !flat => Some(target.clone()),
         _ => None,
     }
 }
@@ -174,6 +334,8 @@ fn takes_back_references(target: &Target) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -285,6 +447,46 @@ mod tests {
             }
             let removed: Vec<Node> = mark(&graph, &held, NOW).into_iter().map(|removal| removal.node).collect();
             prop_assert_eq!(removed, naive(&graph, &held));
+        }
+
+        #[test]
+        fn marking_step_by_step_keeps_all_that_marking_at_once_keeps(
+            before in graph(),
+            written in graph(),
+        ) {
+            let mut marker = Marker::new(NOW);
+            before.iter().for_each(|(node, edges)| marker.add(node.clone(), edges.clone()));
+            marker.removals();
+            for (node, edges) in &written {
+                marker.add(node.clone(), edges.clone());
+                marker.keep(node);
+            }
+            let stepwise: Vec<Node> = marker.removals().into_iter().map(|removal| removal.node).collect();
+            // At once: both edges of what was written over count, and what was written stays.
+            let mut both = before.clone();
+            written.iter().for_each(|(node, edges)| both.entry(node.clone()).or_default().extend(edges.clone()));
+            let held: Vec<Node> = written.keys().cloned().collect();
+            let at_once: HashSet<Node> = mark(&both, &held, NOW).into_iter().map(|removal| removal.node).collect();
+            for node in &stepwise {
+                prop_assert!(at_once.contains(node), "{node:?} goes though it is kept");
+            }
+        }
+
+        #[test]
+        fn every_object_either_goes_or_has_a_path_from_a_root(graph in graph()) {
+            let mut marker = Marker::new(NOW);
+            graph.iter().for_each(|(node, edges)| marker.add(node.clone(), edges.clone()));
+            let gone: HashSet<Node> = marker.removals().into_iter().map(|removal| removal.node).collect();
+            let paths = marker.kept();
+            let ends: HashSet<&Node> = paths.iter().filter_map(|path| path.last()).collect();
+            for node in graph.keys() {
+                prop_assert!(gone.contains(node) != ends.contains(node) , "{node:?}");
+            }
+            for path in &paths {
+                let root = path.first().expect("a path has ends");
+                let edges = graph.get(root).expect("a root exists");
+                prop_assert!(is_root(&root.target, edges, NOW), "{path:?}");
+            }
         }
 
         #[test]

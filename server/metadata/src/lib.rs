@@ -36,11 +36,11 @@ mod table;
 mod tx;
 
 pub use blobs::Blobs;
-pub use collect::{CollectOptions, Collected};
+pub use collect::{CollectOptions, Collected, Plan};
 pub use containers::Containers;
 pub use db::{Config, Db};
 pub use documents::Documents;
-pub use edges::{Edge, Target};
+pub use edges::{Edge, Target, of_labels as edges_of_labels};
 pub use error::{Error, Object};
 pub use images::Images;
 pub use ingests::Ingests;

@@ -3,9 +3,9 @@
 //! Each namespace has one map for each kind. A reader takes the lock to find a value or to clone a map's pointer, never for longer; the committer, the
 //! only one that changes anything, copies a map beforehand where a reader still holds it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::keys::{Key, Kind};
 
@@ -26,6 +26,19 @@ pub(crate) type Snapshot = HashMap<Arc<str>, Space>;
 #[derive(Default)]
 pub(crate) struct Memory {
     spaces: RwLock<Snapshot>,
+    /// Who wants to know what changes. Taken only while `spaces` is held.
+    watches: Mutex<Vec<Weak<Watch>>>,
+}
+
+/// The keys of what has changed since [`Memory::watched`].
+#[derive(Default)]
+pub(crate) struct Watch(Mutex<BTreeSet<Key>>);
+
+impl Watch {
+    /// What has changed since the last time it was asked.
+    pub(crate) fn take(&self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Memory {
@@ -43,10 +56,24 @@ impl Memory {
         self.read().clone()
     }
 
+    /// Everything, as of one commit, and what changes from that commit on, for as long as the watch is held.
+    pub(crate) fn watched(&self) -> (Snapshot, Arc<Watch>) {
+        let watch = Arc::<Watch>::default();
+        let spaces = self.read();
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&watch));
+        (spaces.clone(), watch)
+    }
+
+    /// Names of the namespaces that ever had a record.
+    pub(crate) fn namespaces(&self) -> Vec<Arc<str>> {
+        self.read().keys().cloned().collect()
+    }
+
     /// Makes changes visible, all at once.
     pub(crate) fn publish(&self, changes: Changes) {
         let copies = self.copy_held(&changes);
         let mut spaces = self.write();
+        self.tell(&changes);
         for ((namespace, kind), records) in copies {
             spaces.entry(namespace).or_default()[kind.index()] = Arc::new(records);
         }
@@ -58,6 +85,14 @@ impl Memory {
                 None => records.remove(&key.name),
             };
         }
+    }
+
+    fn tell(&self, changes: &Changes) {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).retain(|watch| {
+            let Some(watch) = watch.upgrade() else { return false };
+            watch.0.lock().unwrap_or_else(PoisonError::into_inner).extend(changes.keys().cloned());
+            true
+        });
     }
 
     /// Copies of those maps which the changes touch and a reader holds, made without the lock.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gantry_types::Id;
 
 use crate::keys::{Key, Kind};
-use crate::memory::{Changes, Memory, Snapshot, Value, range};
+use crate::memory::{Changes, Memory, Value, range};
 use crate::table::Record;
 use crate::{Error, Object};
 
@@ -21,18 +21,15 @@ impl<'b> Tx<'b> {
         Tx { memory, batch, own: Changes::new() }
     }
 
-    /// Everything, as the transaction sees it. Costs a copy of what the batch has changed.
-    pub(crate) fn state(&self) -> Snapshot {
-        let mut state = self.memory.snapshot();
-        for (key, value) in self.batch.iter().chain(&self.own) {
-            let space = state.entry(key.namespace.clone()).or_default();
-            let records = Arc::make_mut(&mut space[key.kind.index()]);
-            match value {
-                Some(value) => records.insert(key.name.clone(), value.clone()),
-                None => records.remove(&key.name),
-            };
-        }
-        state
+    /// What was changed and is not published yet.
+    pub(crate) fn unpublished(&self) -> impl Iterator<Item = &Key> {
+        self.batch.keys().chain(self.own.keys())
+    }
+
+    /// Whether any namespace has a record of that kind and name.
+    pub(crate) fn is_anywhere(&self, kind: Kind, name: &[u8]) -> bool {
+        let fresh = self.unpublished().map(|key| key.namespace.clone());
+        self.memory.namespaces().into_iter().chain(fresh).any(|namespace| self.get(kind, &namespace, name).is_some())
     }
 
     /// What the transaction changes.

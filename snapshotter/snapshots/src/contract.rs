@@ -161,12 +161,23 @@ pub trait Snapshotter: Send + Sync + 'static {
 
     /// containerd's capability words that hold here: `rebase` (see [`commit`](Snapshotter::commit)), `remap-ids`
     /// (mounts carry `uidmap=`/`gidmap=` for snapshots with the mapping labels).
-    fn capabilities(&self) -> &'static [&'static str] {
+    fn capabilities(&self) -> &[&'static str] {
         &[]
+    }
+
+    /// Whether another process keeps the snapshots: it may be away for a while, and keep labels of its own.
+    fn is_remote(&self) -> bool {
+        false
     }
 
     /// Where its directories are, if they are local (`exports.root` of introspection).
     fn root(&self) -> Option<&std::path::Path> {
+        None
+    }
+
+    /// Files and directories below [`root`](Snapshotter::root) and the key of the snapshot that each belongs to, for an
+    /// account of every byte; none where it cannot say, and all below its root is to be taken for its own.
+    fn places(&self) -> Option<Vec<(std::path::PathBuf, String)>> {
         None
     }
 }

@@ -142,4 +142,8 @@ impl Snapshotter for Native {
     fn root(&self) -> Option<&Path> {
         Some(self.store.root())
     }
+
+    fn places(&self) -> Option<Vec<(std::path::PathBuf, String)>> {
+        Some(self.store.places())
+    }
 }

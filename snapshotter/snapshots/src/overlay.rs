@@ -260,4 +260,8 @@ impl Snapshotter for Overlay {
     fn root(&self) -> Option<&Path> {
         Some(self.inner.store.root())
     }
+
+    fn places(&self) -> Option<Vec<(std::path::PathBuf, String)>> {
+        Some(self.inner.store.places())
+    }
 }

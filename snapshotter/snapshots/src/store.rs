@@ -90,6 +90,13 @@ impl Store {
         self.graph().walk(filter)
     }
 
+    /// Below the root: directory and record of each snapshot, and its key.
+    pub(crate) fn places(&self) -> Vec<(PathBuf, String)> {
+        let place = |part: &str, id: Id, info: &Info| (Path::new(part).join(id.to_string()), info.name.clone());
+        let all = self.walk(&Filter::default());
+        all.iter().flat_map(|(id, info)| ["snapshots", "records"].map(|part| place(part, *id, info))).collect()
+    }
+
     /// Creates a snapshot, whose directory `make` makes.
     pub(crate) fn create(
         &self,

@@ -1,5 +1,6 @@
 //! The gRPC services, one file a noun: decode, call the engine, encode.
 
+mod admin;
 mod containers;
 mod content;
 mod controllers;
@@ -22,6 +23,7 @@ mod write;
 use std::sync::Arc;
 
 use gantry_api::pb::containerd::services;
+use gantry_api::pb::gantry;
 use gantry_engine::Engine;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
@@ -50,31 +52,32 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// Adds every service of the API; clients may send messages of `max_message` bytes.
+    /// Adds every service of the API, and our own; clients may send messages of `max_message` bytes.
     pub(crate) fn add_to(&self, routes: &mut RoutesBuilder, max_message: usize) {
         macro_rules! add {
             ($($($path:ident)::+),* $(,)?) => {$({
-                let server = services::$($path)::+::new(self.clone());
+                let server = $($path)::+::new(self.clone());
                 routes.add_service(server.max_decoding_message_size(max_message));
             })*};
         }
         add!(
-            containers::v1::containers_server::ContainersServer,
-            content::v1::content_server::ContentServer,
-            diff::v1::diff_server::DiffServer,
-            events::v1::events_server::EventsServer,
-            images::v1::images_server::ImagesServer,
-            introspection::v1::introspection_server::IntrospectionServer,
-            leases::v1::leases_server::LeasesServer,
-            mounts::v1::mounts_server::MountsServer,
-            namespaces::v1::namespaces_server::NamespacesServer,
-            sandbox::v1::controller_server::ControllerServer,
-            sandbox::v1::store_server::StoreServer,
-            snapshots::v1::snapshots_server::SnapshotsServer,
-            streaming::v1::streaming_server::StreamingServer,
-            tasks::v1::tasks_server::TasksServer,
-            transfer::v1::transfer_server::TransferServer,
-            version::v1::version_server::VersionServer,
+            gantry::admin::v1::admin_server::AdminServer,
+            services::containers::v1::containers_server::ContainersServer,
+            services::content::v1::content_server::ContentServer,
+            services::diff::v1::diff_server::DiffServer,
+            services::events::v1::events_server::EventsServer,
+            services::images::v1::images_server::ImagesServer,
+            services::introspection::v1::introspection_server::IntrospectionServer,
+            services::leases::v1::leases_server::LeasesServer,
+            services::mounts::v1::mounts_server::MountsServer,
+            services::namespaces::v1::namespaces_server::NamespacesServer,
+            services::sandbox::v1::controller_server::ControllerServer,
+            services::sandbox::v1::store_server::StoreServer,
+            services::snapshots::v1::snapshots_server::SnapshotsServer,
+            services::streaming::v1::streaming_server::StreamingServer,
+            services::tasks::v1::tasks_server::TasksServer,
+            services::transfer::v1::transfer_server::TransferServer,
+            services::version::v1::version_server::VersionServer,
         );
     }
 
