@@ -18,8 +18,10 @@ use extract::{Extractor, within};
 use crate::archive::{Entry, Reader};
 
 pub use error::{ApplyError, Limit, Reason};
-pub(crate) use lower::{Lowers, is_opaque, xattrs_at};
-pub(crate) use metadata::through_descriptor;
+pub(crate) use error::{call, shown};
+pub(crate) use lower::{Lowers, all_xattrs_at, is_opaque, xattrs_at};
+pub(crate) use metadata::{admit_xattrs, mtime, through_descriptor};
+pub(crate) use path::{Wish, clean, components, wish};
 
 /// How the removals in a layer (`.wh.NAME` and `.wh..wh..opq`) are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -114,6 +116,9 @@ pub struct Options {
     /// With [`Whiteouts::Overlay`]: the lower directories, topmost first. Directories that the layer uses without
     /// naming them take their owner, mode and attributes from there, and targets of hard links are copied up from there.
     pub parents: Vec<PathBuf>,
+    /// With [`Whiteouts::Overlay`]: the lower directories are not there yet. What cannot be done without them ends in
+    /// [`Reason::NeedsLower`].
+    pub standalone: bool,
     /// Refuse entries whose name starts with `/`. Otherwise they count from the root, as containerd has it.
     pub refuse_absolute: bool,
     /// Leave all files to the calling user, and skip device nodes, for a process without the rights to do otherwise.
@@ -149,17 +154,27 @@ pub(crate) fn apply_buffered<R: BufRead>(tar: R, root: &Path, options: &Options)
     let outside = |reason| ApplyError::at(b"", reason);
     let mut reader = Reader::new(tar, options.limits.extended_header, Arc::clone(&options.control));
     let mut extractor = Extractor::new(root, options).map_err(outside)?;
+    let mut applied = applying(&mut reader, options, |entry, reader| extractor.entry(entry, reader))?;
+    extractor.finish().map_err(|(path, reason)| ApplyError::at(&path, reason))?;
+    reader.drain().map_err(outside)?;
+    applied.tar_bytes = reader.position();
+    Ok(applied)
+}
+
+/// Hands one entry after another, within the limits, to `take`, which reads its content.
+pub(crate) fn applying<R: BufRead>(
+    reader: &mut Reader<R>,
+    options: &Options,
+    mut take: impl FnMut(Entry, &mut Reader<R>) -> Result<(), Reason>,
+) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
     let mut before: Vec<u8> = Vec::new();
     while let Some(entry) = reader.next().map_err(|reason| ApplyError::after(&before, reason))? {
         before.clone_from(&entry.path);
         count(&mut applied, &entry, options).map_err(|reason| ApplyError::at(&before, reason))?;
-        extractor.entry(entry, &mut reader).map_err(|reason| ApplyError::at(&before, reason))?;
+        take(entry, reader).map_err(|reason| ApplyError::at(&before, reason))?;
         options.control.set_entries(applied.entries);
     }
-    extractor.finish().map_err(|(path, reason)| ApplyError::at(&path, reason))?;
-    reader.drain().map_err(outside)?;
-    applied.tar_bytes = reader.position();
     Ok(applied)
 }
 

@@ -7,6 +7,7 @@ mod sparse;
 mod writer;
 
 pub(crate) use reader::{Entry, EntryType, Reader};
+pub(crate) use sparse::Segment;
 pub(crate) use writer::{Header, Writer};
 
 /// Size of a header, and what file content is padded to.

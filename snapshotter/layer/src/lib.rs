@@ -16,6 +16,7 @@ mod compress;
 mod decompress;
 mod diff;
 mod dirs;
+mod erofs;
 #[cfg(any(test, feature = "testing"))]
 pub mod tree;
 mod unpack;
@@ -24,5 +25,6 @@ pub use apply::{Applied, ApplyError, Control, Limit, Limits, Options, Reason, Wh
 pub use compress::Compressor;
 pub use decompress::{Decompressor, compression_of};
 pub use diff::{DiffError, DiffOptions, Times, Written, diff, diff_overlay};
+pub use erofs::{image_of_directory, image_of_tar};
 pub use gantry_types::media_type::Compression;
-pub use unpack::{Unpacked, unpack};
+pub use unpack::{Unpacked, unpack, unpack_to_image};

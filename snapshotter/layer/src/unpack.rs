@@ -1,5 +1,6 @@
 //! Unpacking a compressed layer: decompress, hash and apply beside each other.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::thread;
 use gantry_types::{Algorithm, Digest, Hasher};
 
 use crate::apply::apply_buffered;
+use crate::erofs::image_buffered;
 use crate::{Applied, ApplyError, Compression, Decompressor, Limit, Limits, Options, Reason};
 
 /// What was unpacked.
@@ -34,6 +36,25 @@ pub fn unpack<R: Read + Send>(
     root: &Path,
     options: &Options,
 ) -> Result<Unpacked, ApplyError> {
+    pipeline(layer, compression, options, |tar| apply_buffered(tar, root, options))
+}
+
+/// As [`unpack`], but the layer becomes an EROFS image in the empty file `image` ([`crate::image_of_tar`]).
+pub fn unpack_to_image<R: Read + Send>(
+    layer: R,
+    compression: Option<Compression>,
+    image: &File,
+    options: &Options,
+) -> Result<Unpacked, ApplyError> {
+    pipeline(layer, compression, options, |tar| image_buffered(tar, image, options))
+}
+
+fn pipeline<R: Read + Send>(
+    layer: R,
+    compression: Option<Compression>,
+    options: &Options,
+    take: impl FnOnce(Chunks) -> Result<Applied, ApplyError>,
+) -> Result<Unpacked, ApplyError> {
     let compressed = AtomicU64::new(0);
     let counted = Counted { layer, count: &compressed };
     let (pool, free) = channel();
@@ -47,7 +68,7 @@ pub fn unpack<R: Read + Send>(
         let outlets = Outlets { to_hash, to_apply, free };
         let (limits, compressed) = (&options.limits, &compressed);
         scope.spawn(move || outlets.feed(counted, compression, limits, compressed));
-        let applied = apply_buffered(Chunks { incoming: applied, current: None, pool }, root, options);
+        let applied = take(Chunks { incoming: applied, current: None, pool });
         (applied, hash.join())
     });
     let failed = |_| ApplyError::at(b"", Reason::Read(io::Error::other("the hashing thread panicked")));

@@ -59,6 +59,10 @@ pub enum Reason {
         /// How much is allowed.
         max: u64,
     },
+    /// A directory that no entry describes, or a hard link's target, is to come from the layers below
+    /// ([`Options::standalone`](super::Options::standalone)).
+    #[error("the layers below it are needed")]
+    NeedsLower,
     /// The file system refused.
     #[error("{call}: {source}")]
     Io {
@@ -99,6 +103,7 @@ impl HasKind for ApplyError {
                 ErrorKind::InvalidArgument
             }
             Reason::LinkTarget { .. } | Reason::Type(_) => ErrorKind::InvalidArgument,
+            Reason::NeedsLower => ErrorKind::FailedPrecondition,
             Reason::Truncated => ErrorKind::DataLoss,
             Reason::Limit { .. } => ErrorKind::ResourceExhausted,
             Reason::Read(source) if source.kind() == io::ErrorKind::UnexpectedEof => ErrorKind::DataLoss,

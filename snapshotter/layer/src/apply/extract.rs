@@ -85,7 +85,10 @@ impl<'a> Extractor<'a> {
         for (path, times) in std::mem::take(&mut self.times) {
             self.directory_times(&path, &times).map_err(|reason| (path.into_vec(), reason))?;
         }
-        Ok(())
+        match self.places.undescribed() {
+            Some(path) if self.options.standalone => Err((path.into_vec(), Reason::NeedsLower)),
+            _ => Ok(()),
+        }
     }
 
     fn directory_times(&mut self, path: &[u8], times: &Timestamps) -> Result<(), Reason> {
@@ -122,6 +125,7 @@ impl<'a> Extractor<'a> {
             result => call("mkdirat", result)?,
         }
         metadata::finish_directory(&self.process, spot.place.fd(), spot.name, entry, made)?;
+        self.places.describe(&spot.path());
         self.times.insert(spot.path(), metadata::times(entry));
         Ok(())
     }
@@ -204,6 +208,9 @@ impl<'a> Extractor<'a> {
         let path = joined(dir, name);
         if self.options.whiteouts != Whiteouts::Overlay || self.places.is_hidden(&path) {
             return Ok(None);
+        }
+        if self.options.standalone {
+            return Err(Reason::NeedsLower);
         }
         let Some(lower) = self.places.lowers.find(&path)? else { return Ok(None) };
         let spot = Spot { place: self.places.place(dir, true)?, name };

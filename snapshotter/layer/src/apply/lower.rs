@@ -158,13 +158,25 @@ pub(crate) fn xattrs_at(path: &[u8]) -> Result<Xattrs, Errno> {
     gather(list, |name| read_all(|buffer| lgetxattr(path, name, buffer)))
 }
 
+/// As [`xattrs_at`], with the host's own.
+pub(crate) fn all_xattrs_at(path: &[u8]) -> Result<Xattrs, Errno> {
+    let list = read_all(|buffer| llistxattr(path, buffer));
+    gather_all(list, |name| read_all(|buffer| lgetxattr(path, name, buffer)))
+}
+
 fn gather(list: Result<Vec<u8>, Errno>, get: impl Fn(&[u8]) -> Result<Vec<u8>, Errno>) -> Result<Xattrs, Errno> {
+    let mut xattrs = gather_all(list, get)?;
+    xattrs.retain(|(name, _)| !name.starts_with(b"trusted."));
+    Ok(xattrs)
+}
+
+fn gather_all(list: Result<Vec<u8>, Errno>, get: impl Fn(&[u8]) -> Result<Vec<u8>, Errno>) -> Result<Xattrs, Errno> {
     let list = match list {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         list => list?,
     };
     let mut xattrs = Vec::new();
-    for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.")) {
+    for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         match get(name) {
             Ok(value) => xattrs.push((name.to_vec(), value)),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {}

@@ -60,9 +60,14 @@ fn umask() -> u32 {
 
 /// Times as containerd sets them: nothing before the epoch, and the access time no older than the modification time.
 pub(super) fn times(entry: &Entry) -> Timestamps {
-    let mtime = if entry.mtime.0 < 0 { (0, 0) } else { entry.mtime };
+    let mtime = mtime(entry);
     let atime = entry.atime.unwrap_or(mtime).max(mtime);
     Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) }
+}
+
+/// The modification time as containerd sets it.
+pub(crate) fn mtime(entry: &Entry) -> (i64, u32) {
+    if entry.mtime.0 < 0 { (0, 0) } else { entry.mtime }
 }
 
 fn timespec((seconds, nanoseconds): (i64, u32)) -> Timespec {
@@ -153,7 +158,7 @@ pub(super) fn set_times(dir: BorrowedFd<'_>, name: &[u8], times: &Timestamps) ->
 }
 
 /// Refuses attributes that are too large, and forgets those that only the host may set.
-pub(super) fn admit_xattrs(entry: &mut Entry, max: usize) -> Result<(), Reason> {
+pub(crate) fn admit_xattrs(entry: &mut Entry, max: usize) -> Result<(), Reason> {
     entry.xattrs.retain(|(name, _)| !name.starts_with(b"trusted."));
     if entry.xattrs.iter().any(|(_, value)| value.len() > max) {
         return Err(Reason::Limit { limit: Limit::Xattr, max: max as u64 });

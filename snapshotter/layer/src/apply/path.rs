@@ -6,7 +6,7 @@ use crate::dirs::split;
 
 /// What a clean path asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Wish<'a> {
+pub(crate) enum Wish<'a> {
     /// The root itself, or metadata of AUFS: nothing to do.
     Nothing,
     /// A file at this path.
@@ -18,7 +18,7 @@ pub(super) enum Wish<'a> {
 }
 
 /// `path` without empty and `.` components, `..` resolved, counted from the root.
-pub(super) fn clean(path: &[u8], options: &Options) -> Result<Vec<u8>, Reason> {
+pub(crate) fn clean(path: &[u8], options: &Options) -> Result<Vec<u8>, Reason> {
     if options.refuse_absolute && path.starts_with(b"/") {
         return Err(Reason::Escapes { path: shown(path) });
     }
@@ -41,7 +41,7 @@ pub(super) fn clean(path: &[u8], options: &Options) -> Result<Vec<u8>, Reason> {
 }
 
 /// The components of `path` that mean something.
-pub(super) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/').filter(|component| !component.is_empty() && *component != b".")
 }
 
@@ -66,7 +66,7 @@ fn bounded(path: &[u8], limits: &Limits) -> Result<(), Reason> {
 }
 
 /// What the clean `path` asks for (OCI image-spec, layer.md, "Whiteouts").
-pub(super) fn wish(path: &[u8]) -> Result<Wish<'_>, Reason> {
+pub(crate) fn wish(path: &[u8]) -> Result<Wish<'_>, Reason> {
     let (dir, name) = split(path);
     for component in components(dir) {
         if component.starts_with(b".wh..wh.") {

@@ -42,6 +42,8 @@ pub(super) struct Places {
     open: HashMap<Box<[u8]>, Rc<Place>>,
     /// Directories that hide what lower layers have there.
     opaque: HashSet<Box<[u8]>>,
+    /// Directories that no entry has described.
+    undescribed: HashSet<Box<[u8]>>,
 }
 
 /// How many directories stay open.
@@ -58,6 +60,7 @@ impl Places {
             whiteouts: options.whiteouts,
             open: HashMap::new(),
             opaque: HashSet::new(),
+            undescribed: HashSet::new(),
         })
     }
 
@@ -125,6 +128,7 @@ impl Places {
         let path = joined(path, name);
         let made = call("openat2", dirs::child(dir, name, OFlags::RDONLY | OFlags::DIRECTORY))?;
         self.lowers.dress(&made, &path)?;
+        self.undescribed.insert(path.clone());
         Ok((made, path))
     }
 
@@ -137,6 +141,17 @@ impl Places {
         let (made, path) = self.make(dir, path, name)?;
         self.set_opaque(&path)?;
         Ok((made, path))
+    }
+
+    /// An entry describes the directory at `path`.
+    pub(super) fn describe(&mut self, path: &[u8]) {
+        self.undescribed.remove(path);
+    }
+
+    /// A directory that no entry has described, if there still is one.
+    pub(super) fn undescribed(&self) -> Option<Box<[u8]>> {
+        let there = |path: &&Box<[u8]>| self.root.handle(path).is_ok();
+        self.undescribed.iter().find(there).cloned()
     }
 
     /// Makes the overlay's upper directory at `path` hide what lower layers have there.
