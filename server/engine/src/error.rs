@@ -27,6 +27,9 @@ pub enum Error {
     /// Mounting.
     #[error(transparent)]
     Mount(#[from] gantry_mount::Error),
+    /// Mounts by name.
+    #[error(transparent)]
+    Mounts(#[from] crate::mounts::Error),
     /// Shim.
     #[error(transparent)]
     Shim(#[from] gantry_shims::Error),
@@ -187,6 +190,7 @@ impl HasKind for Error {
             Error::Registry(e) => e.kind(),
             Error::Snapshots(e) => e.kind(),
             Error::Mount(e) => e.kind(),
+            Error::Mounts(e) => e.kind(),
             Error::Shim(e) => e.kind(),
             Error::Diff(e) => e.kind(),
             Error::Layer { source, .. } => source.kind(),
