@@ -42,6 +42,8 @@ pub struct Config {
     pub gc: GcConfig,
     /// How many events are kept for slow subscribers.
     pub event_log: usize,
+    /// How often the restart monitor looks at containers with the labels `containerd.io/restart.*`; 0: every 10 s.
+    pub restart_interval: Duration,
     /// How long one shim may take to answer at start-up.
     pub restore_timeout: Duration,
     /// How long an incomplete ingest is kept for resuming.
@@ -164,6 +166,17 @@ pub struct ImageVerifier {
     pub timeout: Duration,
 }
 
+impl Default for ImageVerifier {
+    /// Where containerd looks too: who relies on a check keeps it.
+    fn default() -> ImageVerifier {
+        ImageVerifier {
+            bin_dir: "/opt/containerd/image-verifier/bin".into(),
+            max_verifiers: 10,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
 /// Settings of the built-in snapshotters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotterConfigs {
@@ -251,6 +264,7 @@ impl Config {
             concurrent_unpacks: 4,
             gc: GcConfig::default(),
             event_log: 16_384,
+            restart_interval: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3),
             ingest_expiry: Duration::from_secs(24 * 3600),
             proxy_plugins: BTreeMap::new(),
@@ -258,7 +272,7 @@ impl Config {
             snapshotters: SnapshotterConfigs::default(),
             differs: vec!["walking".into()],
             unpack_platforms: Vec::new(),
-            image_verifier: None,
+            image_verifier: Some(ImageVerifier::default()),
             state,
         }
     }

@@ -31,6 +31,35 @@ pub fn load(dirs: &[PathBuf], registry: &str, scheme: Option<Scheme>) -> Result<
     Ok(Hosts { endpoints: vec![itself] })
 }
 
+/// Everything wrong with what `dirs` hold: files and certificates of all registries. A directory that is not there
+/// means no mistake, for it may come.
+pub fn check(dirs: &[PathBuf]) -> Vec<HostsError> {
+    let mut found = Vec::new();
+    for root in dirs {
+        let Ok(entries) = std::fs::read_dir(root) else { continue };
+        let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        folders.sort();
+        for folder in folders.iter().filter(|path| path.is_dir()) {
+            found.extend(check_one(folder));
+        }
+    }
+    found
+}
+
+fn check_one(folder: &Path) -> Vec<HostsError> {
+    let file = folder.join("hosts.toml");
+    let itself = Endpoint::of_registry("localhost", None);
+    let hosts = match read(&file) {
+        Ok(Some(text)) => parse::parse(&text, &file, &itself),
+        Ok(None) => docker_style(folder, itself, None).map(|endpoint| Hosts { endpoints: vec![endpoint] }),
+        Err(error) => Err(error),
+    };
+    match hosts {
+        Ok(hosts) => hosts.endpoints.iter().filter_map(|e| crate::tls::config(e, false, false).err()).collect(),
+        Err(error) => vec![error],
+    }
+}
+
 /// Directory names of a registry, best first: `HOST_PORT_`, `HOST:PORT` or `HOST`, `_default`.
 fn candidates(root: &Path, registry: &str) -> Vec<PathBuf> {
     let mut names = Vec::new();
@@ -112,6 +141,19 @@ mod tests {
         let [endpoint] = hosts.endpoints.as_slice() else { panic!() };
         assert_eq!(endpoint.origin(), "https://localhost:5000");
         assert_eq!((endpoint.ca.len(), endpoint.client.len()), (1, 1));
+    }
+
+    #[test]
+    fn every_wrong_file_of_a_directory_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        write(root, "a.example/hosts.toml", "server = 3");
+        write(root, "b.example/hosts.toml", "[host.'https://m.example']\nca = 'none.pem'");
+        write(root, "c.example/hosts.toml", "[host.'https://m.example']");
+        write(root, "README", "");
+        let found = check(&[root.to_owned(), root.join("missing")]);
+        let text: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert!(text.len() == 2 && text[0].contains("hosts.toml:1") && text[1].contains("none.pem"), "{text:?}");
     }
 
     #[test]

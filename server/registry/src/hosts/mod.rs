@@ -4,7 +4,7 @@ mod directory;
 mod endpoint;
 mod parse;
 
-pub use directory::load;
+pub use directory::{check, load};
 pub use endpoint::{ClientCertificate, Endpoint};
 pub(crate) use endpoint::{is_loopback, split_port};
 pub(crate) use parse::parse_duration;
