@@ -247,7 +247,8 @@ fn a_limit_on_an_absent_controller_is_refused_before_anything_runs() {
         // There v2 has no class of packets, and runc passes over the setting.
         bundle.output();
         bundle.config["linux"]["resources"] = json!({"unified": {"nothing.max": "1"}});
-        assert!(bundle.run().unwrap_err().to_string().contains("nothing.max"));
+        let error = bundle.run().unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }) && error.to_string().contains("nothing.max"), "{error}");
     } else {
         let error = bundle.run().unwrap_err();
         assert!(matches!(error, Error::NoController { controller: "net_cls" }), "{error}");

@@ -88,7 +88,11 @@ pub(super) fn limit(path: &Path, resources: &Resources, new: bool) -> Result<()>
         if key.contains('/') || !key.contains('.') {
             return Err(Error::invalid("linux.resources.unified", format!("{key:?} is no control file")));
         }
-        set(path, "unified", key, value)?;
+        if !path.join(key).exists() {
+            let why = format!("{key:?} is not there: this kernel lacks it, or its controller is not enabled");
+            return Err(Error::invalid("linux.resources.unified", why));
+        }
+        file::write(&path.join(key), value)?;
     }
     Ok(())
 }
