@@ -190,6 +190,13 @@ impl Container {
         create::create(options)
     }
 
+    /// Makes the namespaces and cgroup that the configuration asks for, held by a process that runs no program: from
+    /// [`Container::start`] on it reaps its orphans and waits to be killed. Its root is empty; mounts, capabilities,
+    /// streams and filters of the configuration do not concern it.
+    pub fn hold(options: CreateOptions<'_>) -> Result<Container> {
+        create::hold(options)
+    }
+
     /// Takes up a container from its persisted state, after the death of whoever created it.
     pub fn load(state_dir: &Path, id: &str) -> Result<Container> {
         let record = Record::read(state_dir, id)?;
@@ -303,6 +310,12 @@ impl Container {
     pub fn kill_exec(&self, name: &str) -> Result<()> {
         state::check_id(name)?;
         self.record.cgroup.own_child(name)?.destroy()
+    }
+
+    /// Removes the cgroup that [`ExecPlace::own`] named, unless processes are left in it: those go with the container.
+    pub fn leave_exec(&self, name: &str) -> Result<()> {
+        state::check_id(name)?;
+        self.record.cgroup.own_child(name)?.remove_if_empty()
     }
 
     /// Signals the init, or with `all` every process of the container's cgroup. A gone init is [`Error::Gone`].

@@ -17,11 +17,33 @@ use crate::state::{self, Record};
 use crate::sys::{self, Fd};
 use crate::{hooks, rlimits};
 
+/// User and group of a process that holds namespaces, unless it is told.
+const NOBODY: u32 = 65_535;
+
 /// See [`Container::create`].
 pub(crate) fn create(options: CreateOptions<'_>) -> Result<Container> {
-    state::check_id(options.id)?;
     options.spec.validate()?;
     let process = options.spec.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
+    create_by(options, process, Kind::Program)
+}
+
+/// See [`Container::hold`].
+pub(crate) fn hold(options: CreateOptions<'_>) -> Result<Container> {
+    let none = Process::default();
+    create_by(options, options.spec.process.as_ref().unwrap_or(&none), Kind::Holder)
+}
+
+/// What the first process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The configuration's program, in its root.
+    Program,
+    /// One that holds the namespaces.
+    Holder,
+}
+
+fn create_by(options: CreateOptions<'_>, process: &Process, kind: Kind) -> Result<Container> {
+    state::check_id(options.id)?;
     let cgroup = Cgroup::locate(options.cgroup_driver, &options.spec.linux.cgroups_path, options.id)?;
     let directory = make_directory(options.state_dir, options.id)?;
     let record = Record {
@@ -35,7 +57,7 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Container> {
         cgroup,
         annotations: options.spec.annotations.clone(),
     };
-    let mut making = Making { options, process, directory, record, spawned: None };
+    let mut making = Making { options, process, kind, directory, record, spawned: None };
     match making.make() {
         Ok(container) => Ok(container),
         Err(error) => {
@@ -64,6 +86,7 @@ fn make_directory(state_dir: &Path, id: &str) -> Result<PathBuf> {
 struct Making<'a> {
     options: CreateOptions<'a>,
     process: &'a Process,
+    kind: Kind,
     directory: PathBuf,
     record: Record,
     spawned: Option<Spawned>,
@@ -72,7 +95,8 @@ struct Making<'a> {
 impl Making<'_> {
     fn make(&mut self) -> Result<Container> {
         let spec = self.options.spec;
-        let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+        let filter = spec.linux.seccomp.as_ref().filter(|_| self.kind == Kind::Program);
+        let seccomp = filter.map(seccomp::compile).transpose()?;
         let namespaces = Namespaces::open(spec)?;
         for limit in &self.process.rlimits {
             rlimits::parse(limit)?;
@@ -125,7 +149,6 @@ impl Making<'_> {
     /// Everything the init does until its program.
     fn plan(&self, namespaces: &Namespaces, seccomp: Option<Program>) -> Result<Vec<Op>> {
         let spec = self.options.spec;
-        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup };
         let mut ops = vec![Op::Session];
         if !self.options.no_new_keyring {
             ops.push(Op::Keyring(c_string(&format!("_ses.{}", self.options.id))?));
@@ -152,6 +175,12 @@ impl Making<'_> {
         if namespaces.new & libc::CLONE_NEWNET != 0 {
             ops.push(Op::Loopback);
         }
+        ops.push(Op::Propagation(libc::MS_SLAVE | libc::MS_REC));
+        if self.kind == Kind::Holder {
+            self.plan_holder(namespaces, late, &mut ops)?;
+            return Ok(ops);
+        }
+        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup };
         self.plan_rootfs(&context, late, &mut ops)?;
         names_and_sysctls(spec, &mut ops)?;
         // The home directory is read from the root before it is attached.
@@ -169,18 +198,33 @@ impl Making<'_> {
     /// `late`: joining the cgroups, once the mounts are made and before the host's tree goes.
     fn plan_rootfs(&self, context: &rootfs::Context<'_>, late: Vec<Op>, ops: &mut Vec<Op>) -> Result<()> {
         let spec = context.spec;
-        ops.push(Op::Propagation(libc::MS_SLAVE | libc::MS_REC));
         let (tree, at) = rootfs::root_tree(context, self.options.rootfs_mounts)?;
         let mounts = rootfs::operations(context, &tree)?;
         ops.push(Op::AttachRoot { tree, at });
         ops.extend(mounts);
         ops.extend(late);
-        let hooks = &spec.hooks;
-        if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && hooks.create_container.is_empty()) {
-            ops.push(Op::Ask(Ask::Hooks));
-        }
+        ops.extend(ask_for_hooks(spec));
         ops.push(if self.options.no_pivot { Op::MoveRoot } else { Op::Pivot });
         ops.extend(rootfs::propagation(&spec.linux.rootfs_propagation)?.map(Op::Propagation));
+        Ok(())
+    }
+
+    /// An empty root, names, nobody's rights, and then nothing but waiting.
+    fn plan_holder(&self, namespaces: &Namespaces, late: Vec<Op>, ops: &mut Vec<Op>) -> Result<()> {
+        ops.push(rootfs::empty_root()?);
+        ops.extend(late);
+        ops.extend(ask_for_hooks(self.options.spec));
+        ops.push(Op::Pivot);
+        names_and_sysctls(self.options.spec, ops)?;
+        let named = self.options.spec.process.as_ref().map(|process| (process.user.uid, process.user.gid));
+        let (uid, gid) = named.unwrap_or(if namespaces.has_user() { (0, 0) } else { (NOBODY, NOBODY) });
+        let (_, count) = crate::capabilities::held();
+        ops.push(Op::NoNewPrivileges);
+        ops.push(Op::Bounding { keep: 0, count });
+        ops.push(Op::User { uid, gid, groups: Vec::new(), umask: None, set_groups: true });
+        ops.push(Op::Capabilities(crate::capabilities::Sets::default()));
+        ops.push(Op::Gate { fifo: self.gate()? });
+        ops.push(Op::Hold { title: sys::title() });
         Ok(())
     }
 
@@ -260,6 +304,12 @@ impl Making<'_> {
 /// user namespace, could not open their files. Otherwise they are made while it makes its mounts.
 fn cgroups_first(namespaces: &Namespaces, spec: &Spec) -> bool {
     namespaces.has_user() || spec.mounts.iter().any(|entry| matches!(entry.kind.as_str(), "cgroup" | "cgroup2"))
+}
+
+fn ask_for_hooks(spec: &Spec) -> Option<Op> {
+    let hooks = &spec.hooks;
+    let none = hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && hooks.create_container.is_empty();
+    (!none).then_some(Op::Ask(Ask::Hooks))
 }
 
 /// What later calls need of the configuration.

@@ -65,15 +65,49 @@ pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd) -> ! {
     sys::exit(255)
 }
 
+/// The kernel's `struct sigaction`.
+#[repr(C)]
+struct Action {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+/// Shown by ps(1) for a process that holds namespaces.
+const TITLE: &[u8; 7] = b"/pause\0";
+
+/// Waits for its end. Dead children, orphans of its pid namespace among them, leave no trace.
+fn hold(title: (usize, usize)) -> ! {
+    let action = Action { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
+    let _ = raw!(libc::SYS_rt_sigaction, libc::SIGCHLD, &raw const action, 0usize, 8usize);
+    let _ = prctl(libc::PR_SET_NAME, c"pause".as_ptr() as u64, 0);
+    retitle(title);
+    // The parent takes the end of its socket for the start.
+    let _ = raw!(libc::SYS_close_range, 0, u32::MAX, 0);
+    loop {
+        let _ = raw!(libc::SYS_ppoll, 0usize, 0, 0usize, 0usize, 8usize);
+    }
+}
+
+/// The command line is the shim's, with the host's paths in it: whoever shares the pid namespace may read it. A last
+/// byte other than NUL makes the kernel end it at the first one (proc(5), `cmdline`).
+fn retitle((start, end): (usize, usize)) {
+    if end.saturating_sub(start) < TITLE.len() + 1 {
+        return;
+    }
+    let place = start as *mut u8;
+    // SAFETY: the range is this process's own copy of its arguments' text, writable for the process's life (the kernel
+    // said where), and nobody reads it here any more.
+    unsafe {
+        std::ptr::write_bytes(place, 0, end - start - 1);
+        std::ptr::copy_nonoverlapping(TITLE.as_ptr(), place, TITLE.len());
+        std::ptr::write(place.add(end - start - 1), b' ');
+    }
+}
+
 /// Ignored signals and a blocked mask would pass through execve.
 fn default_signals() {
-    #[repr(C)]
-    struct Action {
-        handler: usize,
-        flags: u64,
-        restorer: usize,
-        mask: u64,
-    }
     let action = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     for signal in 1..=64 {
         let _ = raw!(libc::SYS_rt_sigaction, signal, &raw const action, 0usize, 8usize);
@@ -163,6 +197,7 @@ impl Walk<'_> {
                 raw!(libc::SYS_close_range, *first, u32::MAX, CLOSE_RANGE_CLOEXEC).map(drop)
             }
             Op::Exec(exec) => self.exec(exec),
+            Op::Hold { title } => hold(*title),
         }
     }
 

@@ -99,6 +99,8 @@ pub(crate) enum Op {
     CloseFrom(u32),
     /// execve(2).
     Exec(Exec),
+    /// Close everything, reap orphans, wait to be killed. `title`: where the command line's text begins and ends.
+    Hold { title: (usize, usize) },
 }
 
 /// What the child asks of its parent.
@@ -326,6 +328,7 @@ impl Op {
             Op::Gate { .. } => "wait for start".into(),
             Op::CloseFrom(_) => "close descriptors".into(),
             Op::Exec(exec) => format!("exec {}", exec.program),
+            Op::Hold { .. } => "hold the namespaces".into(),
         }
     }
 }

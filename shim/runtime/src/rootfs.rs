@@ -43,6 +43,18 @@ pub(crate) fn root_tree(context: &Context<'_>, mounts: &[gantry_types::Mount]) -
     Ok((Fd(tree.into_raw_fd()), at))
 }
 
+/// The root of a process that needs no files. It goes over a directory that everybody can reach.
+pub(crate) fn empty_root() -> Result<Op> {
+    let options =
+        ["ro", "nosuid", "nodev", "noexec", "mode=0555", "nr_inodes=2", "size=4k"].map(str::to_owned).to_vec();
+    let tmpfs = gantry_types::Mount { kind: "tmpfs".into(), source: "tmpfs".into(), target: String::new(), options };
+    let tree = gantry_mount::detached(&[tmpfs]).map_err(|error| Error::Init {
+        what: format!("mount an empty root: {error}"),
+        source: std::io::Error::from(std::io::ErrorKind::Other),
+    })?;
+    Ok(Op::AttachRoot { tree: Fd(tree.into_raw_fd()), at: c"/proc".to_owned() })
+}
+
 fn clone_tree(path: &Path, recursive: bool) -> std::io::Result<OwnedFd> {
     let name = c_path(path).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
     let all = if recursive { libc::AT_RECURSIVE as u32 } else { 0 };

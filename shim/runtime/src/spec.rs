@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gantry_types::{ErrorKind, HasKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -596,9 +597,40 @@ impl Spec {
         Ok(spec)
     }
 
+    /// Reads and validates the configuration of a pod's bundle, which needs neither root nor program: without a program
+    /// the namespaces are all there is to it ([`Container::hold`](crate::Container::hold)). A bundle without a
+    /// `config.json` is one without namespaces.
+    pub fn load_pod(bundle: &Path) -> Result<Spec> {
+        let path = bundle.join("config.json");
+        let mut spec: Spec = match read_bounded(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Json {
+                what: "configuration",
+                path,
+                reason: error.to_string(),
+            })?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Spec { oci_version: "1.0.0".to_owned(), ..Spec::default() }
+            }
+            Err(error) => return Err(error),
+        };
+        if spec.namespace(NamespaceKind::Mount).is_none() {
+            spec.linux.namespaces.push(Namespace { kind: "mount".to_owned(), path: PathBuf::new() });
+        }
+        if spec.has_program() {
+            spec.validate()?
+        } else {
+            spec.validate_isolation()?
+        }
+        Ok(spec)
+    }
+
+    /// Whether there is a program to run.
+    pub fn has_program(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| !process.args.is_empty())
+    }
+
     /// Checks what can be checked without touching the system.
     pub fn validate(&self) -> Result<()> {
-        self.check_version()?;
         let root = self.root.as_ref().ok_or(Error::invalid("root", "is missing"))?;
         if root.path.as_os_str().is_empty() {
             return Err(Error::invalid("root.path", "is empty"));
@@ -606,6 +638,12 @@ impl Spec {
         if let Some(process) = &self.process {
             process.validate()?;
         }
+        self.validate_isolation()
+    }
+
+    /// The same of all but root and process.
+    fn validate_isolation(&self) -> Result<()> {
+        self.check_version()?;
         self.check_namespaces()?;
         self.check_names()?;
         self.check_mounts()?;

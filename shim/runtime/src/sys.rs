@@ -124,6 +124,15 @@ pub(crate) fn prctl(option: i32, a: u64, b: u64) -> Sys<i64> {
     raw!(libc::SYS_prctl, option, a, b, 0u64, 0u64)
 }
 
+/// Where the text of this process's command line begins and ends (proc(5), `stat`, fields 48 and 49); nowhere if the
+/// kernel does not say.
+pub(crate) fn title() -> (usize, usize) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let mut fields = fields.split(' ').skip(45).map(|field| field.trim().parse().unwrap_or(0));
+    (fields.next().unwrap_or(0), fields.next().unwrap_or(0))
+}
+
 /// Ends the process at once.
 pub(crate) fn exit(code: i32) -> ! {
     loop {
