@@ -13,7 +13,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 /// A request: what it is, `Service/Method` below `containerd.services`, and its messages.
-struct Request {
+pub(crate) struct Request {
     what: &'static str,
     method: &'static str,
     namespace: Option<String>,
@@ -61,11 +61,11 @@ const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
 /// Stands for the code where containerd itself does not survive the request: then ours must only be an error.
 const DIES: &str = "containerd dies";
 
-fn ask(what: &'static str, method: &'static str, message: Value) -> Request {
+pub(crate) fn ask(what: &'static str, method: &'static str, message: Value) -> Request {
     Request { what, method, namespace: Some("default".into()), messages: vec![message] }
 }
 
-fn talk(what: &'static str, method: &'static str, messages: &[Value]) -> Request {
+pub(crate) fn talk(what: &'static str, method: &'static str, messages: &[Value]) -> Request {
     Request { what, method, namespace: Some("default".into()), messages: messages.to_vec() }
 }
 
@@ -75,13 +75,13 @@ fn from(what: &'static str, namespace: Option<&str>, method: &'static str) -> Re
 }
 
 /// The real `grpcurl` against a daemon, told of the messages by our own `.proto` files.
-struct Wire {
+pub(crate) struct Wire {
     socket: PathBuf,
     descriptors: PathBuf,
 }
 
 impl Wire {
-    fn new(lab: &Lab, daemon: &Daemon) -> Wire {
+    pub(crate) fn new(lab: &Lab, daemon: &Daemon) -> Wire {
         let descriptors = lab.path("descriptors");
         let defs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/defs");
         let mut files = Vec::new();
@@ -92,6 +92,10 @@ impl Wire {
     }
 
     fn start(&self, method: &str, namespace: Option<&str>, seconds: &str) -> Child {
+        self.start_with(method, namespace, seconds, None)
+    }
+
+    fn start_with(&self, method: &str, namespace: Option<&str>, seconds: &str, header: Option<&str>) -> Child {
         let mut command = Command::new(peer_binary("grpcurl"));
         command.args([
             "-plaintext",
@@ -108,14 +112,22 @@ impl Wire {
         if let Some(namespace) = namespace {
             command.args(["-rpc-header", &format!("containerd-namespace: {namespace}")]);
         }
+        if let Some(header) = header {
+            command.args(["-rpc-header", header]);
+        }
         command.arg(&self.socket).arg(format!("containerd.services.{method}"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("start grpcurl: run integration/tools/install")
     }
 
     /// The code of the answer, `OK` or as gRPC names it, and its text.
-    fn send(&self, request: &Request) -> (String, String) {
-        let mut child = self.start(request.method, request.namespace.as_deref(), "10");
+    pub(crate) fn send(&self, request: &Request) -> (String, String) {
+        self.send_with(request, None)
+    }
+
+    /// As [`Wire::send`], with one more header.
+    pub(crate) fn send_with(&self, request: &Request, header: Option<&str>) -> (String, String) {
+        let mut child = self.start_with(request.method, request.namespace.as_deref(), "10", header);
         let mut stdin = child.stdin.take().expect("a pipe");
         for message in &request.messages {
             // One that was answered already does not listen any more.
@@ -132,7 +144,7 @@ impl Wire {
 
     /// Insists that a request is answered well.
     #[track_caller]
-    fn ok(&self, method: &'static str, message: Value) {
+    pub(crate) fn ok(&self, method: &'static str, message: Value) {
         let (code, text) = self.send(&ask("", method, message));
         assert_eq!(code, "OK", "{method}: {text}");
     }
@@ -244,6 +256,11 @@ fn names_and_scopes_that_make_no_sense_are_answered_as_containerd_does() {
         "leases.v1.Leases/List",
         "tasks.v1.Tasks/List",
         "tasks.v1.Tasks/Get",
+        "containers.v1.Containers/ListStream",
+        "mounts.v1.Mounts/List",
+        "mounts.v1.Mounts/Info",
+        "sandbox.v1.Store/List",
+        "snapshots.v1.Snapshots/Cleanup",
     ] {
         requests.push(from("no namespace", None, method));
         requests.push(from("an empty namespace", Some(""), method));
@@ -674,4 +691,90 @@ fn calls_that_are_broken_off_leave_nothing_locked_or_busy() {
     assert!(!log.contains("panicked"), "the daemon panicked:\n{log}");
     daemon.assert_nothing_leaked();
     daemon.stop_clean();
+}
+
+#[test]
+fn sandboxes_mounts_and_streams_that_make_no_sense_are_answered_as_containerd_does() {
+    let (mut world, us, them) = world();
+    let nonsense = json!({"@type": "type.googleapis.com/google.protobuf.Duration", "value": "1s"});
+    let mut requests = Vec::new();
+    for id in ["", "../x", "none", "a b", &long(200)] {
+        let sandbox = json!({"sandbox": {"sandboxId": id, "runtime": {"name": "io.containerd.runc.v2"}}});
+        // What containerd lets in by its name goes again.
+        requests.push(ask("a sandbox of this name", "sandbox.v1.Store/Create", sandbox));
+        requests.push(ask("its removal", "sandbox.v1.Store/Delete", json!({"sandboxId": id})));
+        for method in [
+            "sandbox.v1.Controller/Start",
+            "sandbox.v1.Controller/Platform",
+            "sandbox.v1.Controller/Stop",
+            "sandbox.v1.Controller/Wait",
+            "sandbox.v1.Controller/Status",
+            "sandbox.v1.Controller/Shutdown",
+            "sandbox.v1.Controller/Metrics",
+        ] {
+            requests.push(ask("a sandbox that is not there", method, json!({"sandboxId": id, "sandboxer": "shim"})));
+        }
+    }
+    requests.extend([
+        ask("no sandbox to make", "sandbox.v1.Store/Create", json!({})),
+        ask("a sandbox of no runtime", "sandbox.v1.Store/Create", json!({"sandbox": {"sandboxId": "s0"}})),
+        ask("its removal", "sandbox.v1.Store/Delete", json!({"sandboxId": "s0"})),
+        ask("a broken pattern", "sandbox.v1.Store/List", json!({"filters": ["id~=("]})),
+        ask("a sandbox without a record", "sandbox.v1.Controller/Create", json!({"sandboxId": "none", "sandboxer": "shim"})),
+        ask("a controller of nonsense", "sandbox.v1.Controller/Create", json!({"sandboxId": "none", "sandboxer": "nonsense"})),
+        ask("no controller", "sandbox.v1.Controller/Status", json!({"sandboxId": "none", "sandboxer": ""})),
+        ask("an update of no sandbox's run", "sandbox.v1.Controller/Update", json!({"sandboxId": "none", "sandboxer": "shim"})),
+        ask("mounts of no name", "mounts.v1.Mounts/Info", json!({})),
+        ask("mounts that are not there", "mounts.v1.Mounts/Info", json!({"name": "none"})),
+        ask("the end of what is not there", "mounts.v1.Mounts/Deactivate", json!({"name": "none"})),
+        ask("the end of no name", "mounts.v1.Mounts/Deactivate", json!({})),
+        ask("an update of no mounts", "mounts.v1.Mounts/Update", json!({})),
+        ask("an update of mounts that are not there", "mounts.v1.Mounts/Update", json!({"info": {"name": "none"}})),
+        ask("no mounts", "mounts.v1.Mounts/Activate", json!({"name": "m"})),
+        ask("mounts without a name", "mounts.v1.Mounts/Activate", json!({"mounts": [{"type": "bind", "source": "/tmp"}]})),
+        ask("a broken pattern", "mounts.v1.Mounts/List", json!({"filters": ["name~=("]})),
+        ask("a cleanup by no snapshotter", "snapshots.v1.Snapshots/Cleanup", json!({"snapshotter": "nonsense"})),
+        ask("a half filter", "containers.v1.Containers/ListStream", json!({"filters": ["id=="]})),
+        ask("a forwarded nothing", "events.v1.Events/Forward", json!({})),
+        ask("a forwarded event of no topic", "events.v1.Events/Forward", json!({"envelope": {"namespace": "default", "event": nonsense}})),
+        ask("a forwarded event of no namespace", "events.v1.Events/Forward", json!({"envelope": {"topic": "/a/b", "event": nonsense}})),
+        ask(
+            "a forwarded event without a time",
+            "events.v1.Events/Forward",
+            json!({"envelope": {"namespace": "default", "topic": "/a/b", "event": nonsense}}),
+        ),
+        ask("a stream of something else", "streaming.v1.Streaming/Stream", nonsense.clone()),
+        talk("a stream of nothing", "streaming.v1.Streaming/Stream", &[]),
+        // These two have no wrong requests: they are answered.
+        ask("a request too many", "introspection.v1.Introspection/Server", json!({})),
+        ask("a request too many", "namespaces.v1.Namespaces/List", json!({})),
+    ]);
+    same_codes(&requests, &us, &them, &mut world.theirs);
+    world.finish();
+}
+
+/// A method that is added to the API needs its wrong requests here.
+#[test]
+fn every_method_of_the_api_is_asked_something_wrong() {
+    let here = include_str!("bad_requests.rs");
+    let missing: Vec<String> = methods().into_iter().filter(|method| !here.contains(&format!("\"{method}\""))).collect();
+    assert!(missing.is_empty(), "no wrong request for {missing:?}");
+}
+
+/// All methods of containerd's API, as `Service/Method` below `containerd.services`.
+pub(crate) fn methods() -> Vec<String> {
+    let defs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/defs");
+    let mut files = Vec::new();
+    proto_files(&defs.join("containerd/services"), &mut files);
+    let set = protox::compile(files, [&defs]).expect("proto/defs compiles");
+    let mut methods = Vec::new();
+    for file in set.file.iter().filter(|file| file.package().starts_with("containerd.services.")) {
+        let package = file.package().trim_start_matches("containerd.services.");
+        // The shims' own way to tell events is not gRPC.
+        for service in file.service.iter().filter(|_| !package.contains("ttrpc")) {
+            let names = service.method.iter().map(|method| format!("{package}.{}/{}", service.name(), method.name()));
+            methods.extend(names);
+        }
+    }
+    methods
 }

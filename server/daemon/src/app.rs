@@ -128,7 +128,10 @@ async fn routes(services: &Services, max_message: usize) -> Result<Routes, Error
     };
     routes.add_service(reflection().build_v1()?);
     routes.add_service(reflection().build_v1alpha()?);
-    Ok(routes.routes())
+    let routes = routes.routes();
+    #[cfg(feature = "failpoints")]
+    let routes = crate::failpoints::wrap(routes);
+    Ok(routes)
 }
 
 /// Serves until `stopping`, then lets running calls end for as long as `drain`.

@@ -8,6 +8,8 @@ use gantry_api::status;
 
 pub mod app;
 pub mod config;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 mod grpc;
 mod identity;
 pub mod notify;

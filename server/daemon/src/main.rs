@@ -59,6 +59,8 @@ fn main() -> ExitCode {
         }
     };
     install_logger(&config);
+    #[cfg(feature = "failpoints")]
+    let _points = gantry_daemon::failpoints::setup(std::env::var_os("FAILPOINTS").is_some());
     for notice in notices {
         match notice.known {
             true => tracing::info!("{notice}"),

@@ -7,6 +7,7 @@ use gantry_types::{Filter, Scope};
 
 use crate::Result;
 use crate::core::{Core, select};
+use crate::monitor::origin;
 
 pub use gantry_metadata::{Container, Runtime};
 
@@ -38,7 +39,8 @@ impl Containers {
     /// # Errors
     /// `AlreadyExists`, `InvalidArgument`.
     pub async fn create(&self, scope: &Scope, container: Container) -> Result<Container> {
-        let container = self.core.db.containers(&scope.namespace).create(container).await?;
+        let note = origin::note(&self.core, scope, &container.image, &container.labels).await;
+        let container = self.core.db.containers(&scope.namespace).create_noted(container, note).await?;
         let options = container.runtime.options.clone();
         let runtime = container_create::Runtime {
             name: container.runtime.name.clone(),
@@ -56,6 +58,7 @@ impl Containers {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for what cannot change.
     pub async fn update(&self, scope: &Scope, container: Container, fields: &[String]) -> Result<Container> {
+        self.note_new_image(scope, &container, fields).await?;
         let container = self.core.db.containers(&scope.namespace).update(container, fields.to_vec()).await?;
         let event = ContainerUpdate {
             id: container.id.to_string(),
@@ -65,6 +68,19 @@ impl Containers {
         };
         self.core.emit(&scope.namespace, "/containers/update", &event);
         Ok(container)
+    }
+
+    async fn note_new_image(&self, scope: &Scope, container: &Container, fields: &[String]) -> Result<()> {
+        let records = self.core.db.containers(&scope.namespace);
+        let is_named = fields.is_empty() || fields.iter().any(|field| field == "image");
+        let Ok(old) = records.get(container.id.as_str()) else { return Ok(()) };
+        if !is_named || container.image.is_empty() || old.image == container.image {
+            return Ok(());
+        }
+        match origin::note_again(&self.core, scope, container.id.as_str(), &container.image).await {
+            Some(note) => Ok(records.set_note(container.id.as_str(), note).await?),
+            None => Ok(()),
+        }
     }
 
     /// Removes a container's record. A task it has runs on.

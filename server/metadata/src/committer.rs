@@ -122,6 +122,7 @@ impl Committer {
         // Without its journal the copy is whole again only after the next export.
         self.unexported += if copied { changes.len() as u64 } else { EXPORT_CHANGES };
         self.memory.publish(changes);
+        fail::fail_point!("metadata::before-acknowledge");
         if self.unexported >= EXPORT_CHANGES && self.nudge.try_send(None).is_ok() {
             self.unexported = 0;
         }

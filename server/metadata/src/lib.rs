@@ -52,4 +52,4 @@ pub use record::{
 pub use recover::Report;
 pub use sandboxes::Sandboxes;
 pub use scan::Scan;
-pub use snapshots::Snapshots;
+pub use snapshots::{Committed, Snapshots};

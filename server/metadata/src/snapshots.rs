@@ -62,17 +62,16 @@ impl Snapshots<'_> {
             .await
     }
 
-    /// Replaces the active snapshot `key` by the committed snapshot `name`, which the snapshotter has made under `internal`.
-    /// `lease` keeps the new one in place of the old.
+    /// Replaces the active snapshot `key` by the committed snapshot `name`. `lease` keeps the new one in place of the old.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::AlreadyExists`] for `name`, [`Error::SnapshotKind`] where `key` is not active.
+    /// [`Error::NotFound`] for it or its parent, [`Error::AlreadyExists`] for `name`, [`Error::SnapshotKind`] where `key` is
+    /// not active or the parent is not committed.
     pub async fn commit(
         &self,
         key: &str,
         name: &str,
-        internal: String,
-        labels: Labels,
+        committed: Committed,
         lease: Option<&str>,
     ) -> Result<Snapshot, Error> {
         keys::check(Kind::Snapshot, "name", name)?;
@@ -82,7 +81,8 @@ impl Snapshots<'_> {
             .transact(move |tx| {
                 let active = tx.require::<Snapshot>(&namespace, &key)?;
                 demand(&active, SnapshotKind::Active, "active")?;
-                let committed = commit(&active, name, internal, labels)?;
+                let committed = commit(&active, name, committed)?;
+                check_parent(tx, &namespace, &committed)?;
                 remove(tx, &namespace, &active)?;
                 insert(tx, &namespace, &committed)?;
                 release(tx, &namespace, lease.as_deref(), &resource(&active));
@@ -127,6 +127,17 @@ impl Snapshots<'_> {
     }
 }
 
+/// What becomes of an active snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Its key in the snapshotter.
+    pub internal: String,
+    /// What one that was made from nothing is put upon.
+    pub parent: Option<String>,
+    /// Labels.
+    pub labels: Labels,
+}
+
 fn resource(snapshot: &Snapshot) -> Resource {
     Resource::Snapshot { snapshotter: snapshot.snapshotter.clone(), key: snapshot.key.clone() }
 }
@@ -140,12 +151,15 @@ fn demand(snapshot: &Snapshot, kind: SnapshotKind, expected: &'static str) -> Re
     }
 }
 
-fn commit(active: &Snapshot, name: String, internal: String, labels: Labels) -> Result<Snapshot, Error> {
+fn commit(active: &Snapshot, name: String, committed: Committed) -> Result<Snapshot, Error> {
+    let Committed { internal, parent, labels } = committed;
     let now = SystemTime::now();
+    let parent = active.parent.clone().or(parent);
     let mut committed = Snapshot {
         key: name,
         internal,
         kind: SnapshotKind::Committed,
+        parent,
         labels,
         created: now,
         updated: now,

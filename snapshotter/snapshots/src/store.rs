@@ -111,6 +111,7 @@ impl Store {
         let work = |change: &mut Change| match change {
             Change::Create(chain) => {
                 make(chain)?;
+                fail::fail_point!("snapshots::before-record");
                 self.records.write(chain.id, &chain.node, false)
             }
             _ => Ok(()),
@@ -139,6 +140,7 @@ impl Store {
         let change = self.begin(key, |graph| graph.begin_commit(name, key, parent, labels, SystemTime::now()))?;
         self.carry_out(change, |change| {
             let Change::Replace(id, node) = change else { return Ok(()) };
+            fail::fail_point!("snapshots::before-record");
             let path = measured(*id);
             node.usage = Some(tree::usage(&path).map_err(Error::io("measure", &path))?);
             if durable {
@@ -161,7 +163,9 @@ impl Store {
     pub(crate) fn remove(&self, key: &str) -> Result<(), Error> {
         let change = self.begin(key, |graph| graph.begin_remove(key))?;
         let id = change.id();
+        fail::fail_point!("snapshots::before-record");
         self.carry_out(change, |_| self.records.remove(id))?;
+        fail::fail_point!("snapshots::before-trash");
         self.trash.take(&self.dir(id))
     }
 
@@ -215,6 +219,7 @@ impl Store {
     fn carry_out(&self, change: Change, work: impl FnOnce(&mut Change) -> Result<(), Error>) -> Result<Change, Error> {
         let mut pending = Pending { store: self, change, done: false };
         work(&mut pending.change)?;
+        fail::fail_point!("snapshots::after-record");
         pending.done = true;
         let change = pending.change.clone();
         drop(pending);

@@ -10,7 +10,7 @@ use gantry_engine::Namespace;
 use gantry_engine::gc::{Doomed, Node, Target};
 use gantry_engine::ops::Operation;
 use gantry_engine::usage::{Entry, Kind, State};
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, async_trait};
 
 use super::{Answers, Reply, Services};
 use crate::status;

@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(pause(Duration::from_secs(600), 0.02), Duration::from_secs(60));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn deletions_count_up_to_the_threshold_and_asking_counts_for_all() {
         let garbage = Garbage::default();
         let waits = |threshold| tokio::time::timeout(Duration::from_millis(1), garbage.enough(threshold));

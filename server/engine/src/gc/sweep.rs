@@ -64,6 +64,10 @@ async fn remove_snapshots(core: &Core, snapshots: &[(String, String)]) -> u64 {
     let mut removed = 0;
     for (name, internal) in snapshots {
         let Some(snapshotter) = core.snapshotters.get(name) else { continue };
+        // A layer that a snapshotter of another process had already may be known under several names.
+        if snapshotter.is_remote() && core.db.known_snapshots(name).contains(internal) {
+            continue;
+        }
         let outcome = snapshotter.remove(internal).await;
         if outcome.as_ref().is_err_and(|error| error.kind() != gantry_types::ErrorKind::NotFound) {
             core.garbage.leave_snapshot(name, internal);

@@ -79,10 +79,15 @@ impl Tasks {
         operation.stage("asking the snapshotter for the root file system");
         let rootfs = self.rootfs(scope, container, create).await?;
         operation.stage("starting the shim");
+        fail::fail_point!("task::before-shim");
         let shim = self.launch(scope, container, create).await?;
         operation.stage("creating the task in the shim");
+        fail::fail_point!("task::after-shim");
         match self.create_in(&shim, create, rootfs, options_of(container, create)).await {
-            Ok(pid) => Ok((self.enter(shim, pid), pid)),
+            Ok(pid) => {
+                fail::fail_point!("task::after-create");
+                Ok((self.enter(shim, pid), pid))
+            }
             Err(error) => {
                 operation.stage("cleaning up after a failure");
                 shim.cleanup().await;

@@ -179,6 +179,7 @@ impl Tasks {
         self.watch_process(&task, exec_id);
         let pid =
             task.shim.calls().start(wire::StartRequest { id: container_id.into(), exec_id: exec_id.into() }).await?.pid;
+        fail::fail_point!("task::after-start");
         entry.pid.store(pid, Ordering::SeqCst);
         Ok(pid)
     }
@@ -440,6 +441,7 @@ impl Tasks {
         }
         operation.stage("waiting for the shim to delete the task");
         let answered = self.delete_at(task, "").await?;
+        fail::fail_point!("task::after-delete");
         task.retiring.store(true, Ordering::SeqCst);
         let entry = task.process("");
         let unknown = Exit { pid: entry.pid.load(Ordering::SeqCst), status: 255, exited_at: SystemTime::now() };
@@ -454,6 +456,7 @@ impl Tasks {
             }
         };
         retired.unwrap_or_else(|error| tracing::warn!(id = key.1, %error, "bundle of a deleted task stays"));
+        fail::fail_point!("task::after-bundle");
         self.table.remove(key);
         self.exits.deleted(name(task, ""), exit);
         Ok(exit)
