@@ -22,6 +22,7 @@ use crate::gc::{Garbage, Gc};
 use crate::images::Images;
 use crate::keyed::Keyed;
 use crate::leases::Leases;
+use crate::monitor::Monitor;
 use crate::mounts::Mounts;
 use crate::namespaces::Namespaces;
 use crate::ops::Ops;
@@ -30,7 +31,7 @@ use crate::sandboxes::Sandboxes;
 use crate::snapshots::Snapshots;
 use crate::tasks::Tasks;
 use crate::transfer::Transfer;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, plugins};
 
 /// A running engine. Cheap to clone; clones are the same engine.
 #[derive(Clone)]
@@ -99,12 +100,14 @@ impl Engine {
         let core = Arc::new(open_core(config, &mut repairs).await?);
         reconcile(&core, &mut repairs).await;
         crate::mounts::reconcile(&core, &mut repairs).await;
+        plugins::reconcile_when_reached(&core).await?;
         let (shims, reports) = Shims::open(shims, directories)?;
         let engine = Engine::assemble(&core, shims);
         // Events that waited in the shims come while the tasks are found again.
         tokio::spawn(take_in(engine.tasks.clone(), reports, core.stop.clone()));
         let tasks = restore_tasks(&engine.tasks, &mut repairs).await;
         tokio::spawn(engine.gc.clone().serve());
+        tokio::spawn(Monitor::new(&core, engine.containers.clone(), engine.tasks.clone()).serve());
         engine.gc.schedule();
         Ok((engine, OpenReport { repairs: repairs.0, tasks }))
     }
@@ -169,11 +172,24 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
     report.damage.iter().for_each(|damage| repairs.note("records", damage));
     report.restored.iter().for_each(|name| repairs.note(format!("record {name}"), "restored from the last export"));
     report.lost.iter().for_each(|name| repairs.note(format!("record {name}"), "lost"));
-    let store = LocalStore::open(config.root.join("content"))?;
+    let plugins = plugins::open(&config)?;
+    let store = match plugins.store {
+        Some(remote) => remote,
+        None => Arc::new(LocalStore::open(config.root.join("content"))?),
+    };
+    let mut snapshotters = open_snapshotters(&config.root.join("snapshots"), repairs);
+    for (name, remote) in plugins.snapshotters {
+        if snapshotters.insert(name.clone(), remote).is_some() {
+            return Err(Error::invalid("proxy_plugins", format!("{name:?} is the name of a built-in snapshotter")));
+        }
+    }
+    check_differs(&config, &plugins.differs)?;
     Ok(Core {
         db,
-        store: Arc::new(store),
-        snapshotters: open_snapshotters(&config.root.join("snapshots"), repairs),
+        store,
+        snapshotters,
+        differs: plugins.differs,
+        sandboxers: plugins.sandboxers,
         registry: Registry::new(config.registry.clone()),
         events: Events::new(config.event_log),
         ops: Ops::default(),
@@ -184,6 +200,15 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         stop: CancellationToken::new(),
         config,
     })
+}
+
+/// Refuses an order of differs that names one nobody is.
+fn check_differs(config: &Config, remote: &BTreeMap<String, gantry_plugins::RemoteDiffer>) -> Result<()> {
+    let unknown = |name: &&String| !crate::diff::BUILT_IN.contains(&name.as_str()) && !remote.contains_key(*name);
+    match config.differs.iter().find(unknown) {
+        Some(name) => Err(Error::invalid("differs", format!("needed differ not loaded: {name}"))),
+        None => Ok(()),
+    }
 }
 
 /// A snapshotter that this kernel or disk cannot carry is left out and named.

@@ -4,7 +4,7 @@ mod blobs;
 mod export;
 mod fetch;
 mod import;
-mod manifest;
+pub(crate) mod manifest;
 mod names;
 mod pull;
 mod push;
@@ -28,7 +28,7 @@ use crate::{Error, Result};
 use report::Report;
 
 pub use blobs::Blobs;
-pub use gantry_registry::{Access, Ask, Credential, Credentials, CredentialsError, Scheme, Secret};
+pub use gantry_registry::{Access, Ask, Credential, Credentials, CredentialsError, Provided, Scheme, Secret};
 
 /// The transfers of all namespaces.
 #[derive(Clone)]
