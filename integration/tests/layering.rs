@@ -14,16 +14,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-api", &["gantry-types", "gantry-ttrpc"]),
     ("gantry-mount", &["gantry-types"]),
     ("gantry-layer", &["gantry-types"]),
-    ("gantry-snapshots", &["gantry-types", "gantry-mount", "gantry-api"]),
+    ("gantry-snapshots", &["gantry-types", "gantry-layer", "gantry-mount"]),
     ("gantry-runtime", &["gantry-types", "gantry-mount"]),
     ("gantry-task", &["gantry-types", "gantry-ttrpc", "gantry-mount", "gantry-runtime"]),
     ("gantry-content", &["gantry-types"]),
     ("gantry-metadata", &["gantry-types"]),
     ("gantry-registry", &["gantry-types"]),
     ("gantry-shims", &["gantry-types", "gantry-ttrpc", "gantry-mount"]),
+    ("gantry-plugins", &["gantry-types", "gantry-api", "gantry-content", "gantry-snapshots"]),
     (
         "gantry-engine",
         &[
+            "gantry-plugins",
             "gantry-types",
             "gantry-spec",
             "gantry-ttrpc",
@@ -44,7 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// External crates that only some of ours may name.
 const RESTRICTED: &[(&str, &[&str])] = &[
-    ("tonic", &["gantry-api", "gantry-daemon", "gantry-snapshots", "gantry-client", "gctr"]),
+    ("tonic", &["gantry-api", "gantry-daemon", "gantry-plugins", "gantry-client", "gctr"]),
     ("sled", &["gantry-metadata"]),
     ("reqwest", &["gantry-registry"]),
     ("clap", &["gantry-daemon", "gctr"]),

@@ -101,6 +101,9 @@ func TestOverlay(t *testing.T) { snapshotter("overlayfs")(t) }
 
 func TestNative(t *testing.T) { snapshotter("native")(t) }
 
+// The snapshotter that GANTRY_SNAPSHOTTER names.
+func TestNamed(t *testing.T) { snapshotter(os.Getenv("GANTRY_SNAPSHOTTER"))(t) }
+
 // A container's whole life, as a Go program that uses the official client would do it.
 func TestTask(t *testing.T) {
 	client, reference := dial(t), os.Getenv("GANTRY_IMAGE")

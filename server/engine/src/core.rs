@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use gantry_content::Store;
 use gantry_metadata::Db;
+use gantry_plugins::{RemoteDiffer, RemoteSandboxer};
 use gantry_registry::Registry;
 use gantry_snapshots::Snapshotter;
 use gantry_types::{Any, Fields, Filter, Namespace, Scope};
@@ -24,6 +25,10 @@ pub(crate) struct Core {
     pub(crate) db: Db,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    /// Differs of other processes.
+    pub(crate) differs: BTreeMap<String, RemoteDiffer>,
+    /// Sandbox controllers of other processes.
+    pub(crate) sandboxers: BTreeMap<String, RemoteSandboxer>,
     pub(crate) registry: Registry,
     pub(crate) events: Events,
     pub(crate) ops: Ops,

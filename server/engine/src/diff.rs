@@ -2,19 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use gantry_layer::{Compression, Compressor, Control, DiffOptions as LayerOptions, Limits, Options};
 use gantry_mount::Tree;
-use gantry_types::{Algorithm, Any, Descriptor, Digest, Hasher, Labels, Mount, Scope, labels, media_type};
+use gantry_plugins::{DiffWishes, RemoteDiffer};
+use gantry_types::{
+    Algorithm, Any, Descriptor, Digest, ErrorKind, HasKind, Hasher, Labels, Mount, Scope, labels, media_type,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::content::{Content, is_present};
 use crate::core::Core;
 use crate::leases::unique;
+use crate::mounts::Held;
 use crate::place::Place;
+use crate::processors::{self, Programs, Recipe};
 use crate::stream::{self, Drain, Spout};
 use crate::{Error, Result, UnpackLimits};
+
+/// Differs that need no other process.
+pub(crate) const BUILT_IN: &[&str] = &["walking"];
+
+/// How long a layer may take where the caller sets no deadline.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Applying and making layers.
 #[derive(Clone)]
@@ -36,6 +47,13 @@ pub struct DiffOptions {
     pub source_date_epoch: Option<SystemTime>,
 }
 
+impl From<DiffOptions> for DiffWishes {
+    fn from(options: DiffOptions) -> DiffWishes {
+        let DiffOptions { media_type, reference, labels, source_date_epoch } = options;
+        DiffWishes { media_type, reference, labels, source_date_epoch }
+    }
+}
+
 /// Sync half of unpacking: what a stream holds.
 pub(crate) struct Applied {
     /// Digest of the uncompressed tar.
@@ -46,7 +64,7 @@ pub(crate) struct Applied {
 
 impl Diff {
     /// Unpacks a layer blob into the directory that `mounts` show; gives the descriptor of the uncompressed tar.
-    /// `sync`: the file system is synced before this returns.
+    /// `payloads` are for stream processors, by their names. `sync`: the file system is synced before this returns.
     ///
     /// # Errors
     /// `NotFound` without the blob; `Unknown` for a media type that cannot be unpacked.
@@ -55,26 +73,66 @@ impl Diff {
         scope: &Scope,
         layer: &Descriptor,
         mounts: &[Mount],
-        _payloads: &BTreeMap<String, Any>,
+        payloads: &BTreeMap<String, Any>,
         sync: bool,
     ) -> Result<Descriptor> {
-        let compression = compression_of(&layer.media_type)?;
+        let mut refused = Error::Unimplemented("unpacking layers");
+        for name in &self.core.config.differs {
+            let applied = match self.core.differs.get(name) {
+                Some(remote) => self.apply_elsewhere(remote, scope, layer, mounts, payloads, sync).await,
+                None => self.apply_here(scope, layer, mounts, payloads, sync).await,
+            };
+            match applied {
+                Err(error) if error.kind() == ErrorKind::Unimplemented => refused = error,
+                applied => return applied,
+            }
+        }
+        Err(refused)
+    }
+
+    async fn apply_elsewhere(
+        &self,
+        differ: &RemoteDiffer,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        payloads: &BTreeMap<String, Any>,
+        sync: bool,
+    ) -> Result<Descriptor> {
+        let operation = self.core.ops.begin("apply", layer.digest.as_str(), Some(&scope.namespace), scope.deadline);
+        operation.stage("waiting for another process");
+        Ok(differ.apply(scope, layer, mounts, payloads, sync).await?)
+    }
+
+    async fn apply_here(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        payloads: &BTreeMap<String, Any>,
+        sync: bool,
+    ) -> Result<Descriptor> {
+        let recipe = processors::recipe(&self.core.config, &layer.media_type, payloads)?;
         let operation = self.core.ops.begin("apply", layer.digest.as_str(), Some(&scope.namespace), scope.deadline);
         let reader = self.content.reader(scope, &layer.digest).await?;
         operation.stage("waiting for a free unpacker");
         let _permit = self.core.unpacking.acquire().await.map_err(|_| Error::Stopped { what: "apply" })?;
+        operation.stage("mounting");
+        let held = Held::of(&self.core, mounts).await?;
         operation.stage("unpacking");
         let (feed, drain) = stream::pipe();
         let feeding = tokio::spawn(feed.blob(reader));
         let job = Job {
             ended: CancellationToken::new(),
             digest: layer.digest.clone(),
-            compression,
+            recipe,
+            deadline: scope.deadline,
             limits: self.core.config.unpack,
-            mounts: mounts.to_vec(),
+            mounts: held.mounts.clone(),
         };
         let applied = job.run(drain, sync, Arc::default()).await;
         feeding.abort();
+        held.end().await;
         let applied = applied?;
         Ok(Descriptor::new(media_type::OCI_LAYER, applied.diff_id, applied.size))
     }
@@ -90,6 +148,27 @@ impl Diff {
         right: &[Mount],
         options: DiffOptions,
     ) -> Result<Descriptor> {
+        let mut refused = Error::Unimplemented("making layers");
+        for name in &self.core.config.differs {
+            let made = match self.core.differs.get(name) {
+                Some(remote) => remote.diff(scope, left, right, options.clone().into()).await.map_err(Error::from),
+                None => self.diff_here(scope, left, right, options.clone()).await,
+            };
+            match made {
+                Err(error) if error.kind() == ErrorKind::Unimplemented => refused = error,
+                made => return made,
+            }
+        }
+        Err(refused)
+    }
+
+    async fn diff_here(
+        &self,
+        scope: &Scope,
+        left: &[Mount],
+        right: &[Mount],
+        options: DiffOptions,
+    ) -> Result<Descriptor> {
         let (media_type, compression) = made_as(&options.media_type)?;
         let made_up = format!("layer-{}", unique());
         let reference = if options.reference.is_empty() { &made_up } else { &options.reference };
@@ -99,13 +178,16 @@ impl Diff {
         writer.truncate(0).await?;
         writer.describe(media_type);
         let (spout, mut pieces) = stream::spout();
-        let (left, right, newest) = (left.to_vec(), right.to_vec(), options.source_date_epoch);
+        let held = (Held::of(&self.core, left).await?, Held::of(&self.core, right).await?);
+        let (left, right, newest) = (held.0.mounts.clone(), held.1.mounts.clone(), options.source_date_epoch);
         let making = tokio::task::spawn_blocking(move || make(&left, &right, spout, compression, newest));
         let mut offset = 0;
         while let Some(piece) = pieces.recv().await {
             offset = writer.write(offset, piece).await?;
         }
         let made = making.await.map_err(Error::task("diff"))?;
+        held.0.end().await;
+        held.1.end().await;
         let stored = match made {
             Ok(diff_id) => self.store(writer, offset, diff_id, options.labels).await,
             Err(error) => Err(error),
@@ -144,30 +226,39 @@ pub(crate) struct Job {
     /// Cancelled once the thread has ended and touches the directory no more.
     pub(crate) ended: CancellationToken,
     pub(crate) digest: Digest,
-    pub(crate) compression: Compression,
+    pub(crate) recipe: Recipe,
+    /// When the work must be done, at the latest.
+    pub(crate) deadline: Option<Instant>,
     pub(crate) limits: UnpackLimits,
     pub(crate) mounts: Vec<Mount>,
 }
 
 impl Job {
-    /// Unpacks on a thread of its own. When the caller goes away the thread is told to stop.
+    /// Unpacks on a thread of its own. When the caller goes away, or the time is over, the thread is told to stop, and
+    /// the programs that the layer passes through are killed.
     pub(crate) async fn run(self, layer: Drain, sync: bool, control: Arc<Control>) -> Result<Applied> {
         let stop = CancellationToken::new();
         let _stop_with_caller = stop.clone().drop_guard();
-        let watched = Arc::clone(&control);
+        let (watched, programs) = (Arc::clone(&control), Arc::<Programs>::default());
+        let watched_programs = Arc::clone(&programs);
+        let until = self.deadline.unwrap_or_else(|| Instant::now() + LONGEST);
         let ended = self.ended.clone().drop_guard();
         let thread = tokio::task::spawn_blocking(move || {
             let _ended = ended;
-            self.unpack(layer, sync, control)
+            self.unpack(layer, sync, control, &programs)
         });
         tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => watched_programs.kill("its work is not wanted any more"),
+                () = tokio::time::sleep_until(until.into()) => watched_programs.kill("not done before the deadline"),
+            }
             stop.cancelled().await;
             watched.cancel();
         });
         thread.await.map_err(Error::task("unpack"))?
     }
 
-    fn unpack(self, layer: Drain, sync: bool, control: Arc<Control>) -> Result<Applied> {
+    fn unpack(self, layer: Drain, sync: bool, control: Arc<Control>, programs: &Arc<Programs>) -> Result<Applied> {
         let place = Place::of(&self.mounts)?;
         let limits = Limits {
             bytes: self.limits.max_bytes,
@@ -176,7 +267,8 @@ impl Job {
             ..Limits::default()
         };
         let options = place.options(Options { limits, control, ..Options::default() });
-        let unpacked = gantry_layer::unpack(layer, Some(self.compression), place.directory(), &options);
+        let plain = self.recipe.open(layer, programs)?;
+        let unpacked = gantry_layer::unpack(plain, Some(self.recipe.compression()), place.directory(), &options);
         let unpacked = unpacked.map_err(|source| Error::Layer { digest: self.digest, source })?;
         if sync {
             sync_file_system(place.directory())?;

@@ -118,6 +118,25 @@ pub enum Error {
         /// What was wanted: `unpacked`, `made`.
         wanted: &'static str,
     },
+    /// A part of ours that answered what makes no sense.
+    #[error("unexpected answer of the {what}: {reason}")]
+    Unexpected {
+        /// Which part.
+        what: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// A program that layers pass through.
+    #[error("{name}: {reason}")]
+    Processor {
+        /// Its name and path.
+        name: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A part that another process serves.
+    #[error(transparent)]
+    Plugin(#[from] gantry_plugins::Failure),
     /// Not offered.
     #[error("{0} is not offered")]
     Unimplemented(&'static str),
@@ -205,6 +224,8 @@ impl HasKind for Error {
             Error::MediaType { wanted: "made", .. } => ErrorKind::Unimplemented,
             // Clients look for this code to try another way.
             Error::MediaType { .. } => ErrorKind::Unknown,
+            Error::Processor { .. } | Error::Unexpected { .. } => ErrorKind::Unknown,
+            Error::Plugin(e) => e.kind(),
             Error::Unimplemented(_) => ErrorKind::Unimplemented,
             Error::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Error::Stopped { .. } => ErrorKind::Cancelled,

@@ -29,9 +29,12 @@ impl Repairs {
 
 /// Removes what no record names, and records whose object is gone.
 pub(crate) async fn reconcile(core: &Core, repairs: &mut Repairs) {
-    orphaned_content(core, repairs).await;
-    missing_content(core, repairs).await;
-    for (name, snapshotter) in &core.snapshotters {
+    if !core.config.has_remote_store() {
+        orphaned_content(core, repairs).await;
+        missing_content(core, repairs).await;
+    }
+    // Those of other processes are seen to when they are reached.
+    for (name, snapshotter) in core.snapshotters.iter().filter(|(_, snapshotter)| !snapshotter.is_remote()) {
         orphaned_snapshots(core, name, &**snapshotter, repairs).await;
         missing_snapshots(core, name, &**snapshotter, repairs).await;
     }
@@ -75,7 +78,17 @@ async fn missing_content(core: &Core, repairs: &mut Repairs) {
 async fn orphaned_snapshots(core: &Core, name: &str, snapshotter: &dyn Snapshotter, repairs: &mut Repairs) {
     let known = core.db.known_snapshots(name);
     let Ok(all) = snapshotter.walk(&Filter::default()).await else { return };
-    let mut orphans: Vec<String> = all.into_iter().map(|info| info.name).filter(|key| !known.contains(key)).collect();
+    let orphans = all.into_iter().map(|info| info.name).filter(|key| !known.contains(key)).collect();
+    remove_snapshots(name, snapshotter, orphans, repairs).await;
+}
+
+/// Removes snapshots that no record names, in as many rounds as help.
+pub(crate) async fn remove_snapshots(
+    name: &str,
+    snapshotter: &dyn Snapshotter,
+    mut orphans: Vec<String>,
+    repairs: &mut Repairs,
+) {
     loop {
         let before = orphans.len();
         let mut left = Vec::new();
@@ -120,7 +133,7 @@ async fn missing_snapshots(core: &Core, name: &str, snapshotter: &dyn Snapshotte
     }
 }
 
-fn namespaces(core: &Core) -> Vec<Namespace> {
+pub(crate) fn namespaces(core: &Core) -> Vec<Namespace> {
     core.db.namespaces().scan().filter_map(Result::ok).map(|namespace| namespace.name).collect()
 }
 

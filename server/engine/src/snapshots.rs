@@ -1,13 +1,15 @@
 //! Snapshots as a namespace sees them: its own names over the snapshotters' internal keys. The directory is made
 //! before the record that names it, and goes after it.
 
+mod backend;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use gantry_metadata::Resource;
-use gantry_snapshots::Snapshotter;
+use gantry_metadata::{Committed, Resource};
+use gantry_snapshots::{Info, Snapshotter};
 use gantry_ttrpc::pb::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
-use gantry_types::{Filter, Labels, Mount, Scope};
+use gantry_types::{ErrorKind, Filter, HasKind, Labels, Mount, Scope, labels};
 
 use crate::core::{Core, lease, select};
 use crate::{Error, Result};
@@ -46,8 +48,8 @@ impl Snapshots {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for a snapshotter that is not there.
     pub async fn stat(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Snapshot> {
-        let (name, _) = self.core.snapshotter(snapshotter)?;
-        Ok(self.core.db.snapshots(&scope.namespace, name).get(key)?)
+        let (name, driver) = self.core.snapshotter(snapshotter)?;
+        backend::complete(&**driver, self.core.db.snapshots(&scope.namespace, name).get(key)?).await
     }
 
     /// Changes labels: those named in `fields` (`labels`, `labels.KEY`), all where there are none.
@@ -62,8 +64,13 @@ impl Snapshots {
         labels: Labels,
         fields: &[String],
     ) -> Result<Snapshot> {
-        let (name, _) = self.core.snapshotter(snapshotter)?;
-        Ok(self.core.db.snapshots(&scope.namespace, name).update(key, labels, fields.to_vec()).await?)
+        let (name, driver) = self.core.snapshotter(snapshotter)?;
+        let record = self.core.db.snapshots(&scope.namespace, name).update(key, labels, fields.to_vec()).await?;
+        if driver.is_remote() {
+            let told = Info { labels: backend::inherited(&record.labels), ..driver.stat(&record.internal).await? };
+            driver.update(told, fields).await?;
+        }
+        backend::complete(&**driver, record).await
     }
 
     /// The snapshots that `filter` selects (`kind`, `name`, `parent`, `labels`).
@@ -71,8 +78,14 @@ impl Snapshots {
     /// # Errors
     /// As [`Snapshots::stat`].
     pub async fn list(&self, scope: &Scope, snapshotter: &str, filter: &Filter) -> Result<Vec<Snapshot>> {
-        let (name, _) = self.core.snapshotter(snapshotter)?;
-        Ok(select(self.core.db.snapshots(&scope.namespace, name).scan(), filter))
+        let (name, driver) = self.core.snapshotter(snapshotter)?;
+        let records = self.core.db.snapshots(&scope.namespace, name);
+        if !driver.is_remote() {
+            return Ok(select(records.scan(), filter));
+        }
+        let mut all = backend::complete_all(&**driver, select(records.scan(), &Filter::default())).await?;
+        all.retain(|snapshot| filter.matches(snapshot));
+        Ok(all)
     }
 
     /// What a snapshot itself takes up, without its parents.
@@ -80,8 +93,9 @@ impl Snapshots {
     /// # Errors
     /// As [`Snapshots::stat`].
     pub async fn usage(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Usage> {
-        let record = self.stat(scope, snapshotter, key).await?;
-        Ok(self.core.snapshotter(snapshotter)?.1.usage(&record.internal).await?)
+        let (name, driver) = self.core.snapshotter(snapshotter)?;
+        let record = self.core.db.snapshots(&scope.namespace, name).get(key)?;
+        Ok(driver.usage(&record.internal).await?)
     }
 
     /// The mounts of an active snapshot or view.
@@ -89,8 +103,9 @@ impl Snapshots {
     /// # Errors
     /// As [`Snapshots::stat`].
     pub async fn mounts(&self, scope: &Scope, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
-        let record = self.stat(scope, snapshotter, key).await?;
-        Ok(self.core.snapshotter(snapshotter)?.1.mounts(&record.internal).await?)
+        let (name, driver) = self.core.snapshotter(snapshotter)?;
+        let record = self.core.db.snapshots(&scope.namespace, name).get(key)?;
+        Ok(driver.mounts(&record.internal).await?)
     }
 
     /// The files of an active snapshot or view, mounted for a moment where only this process sees them.
@@ -143,6 +158,9 @@ impl Snapshots {
     ) -> Result<Vec<Mount>> {
         let (name, _) = self.core.snapshotter(snapshotter)?;
         let records = self.core.db.snapshots(&scope.namespace, name);
+        if let Some(target) = labels.get(labels::SNAPSHOT_REF).filter(|target| !target.is_empty()) {
+            self.refuse_present(scope, name, target).await?;
+        }
         self.refuse_present(scope, name, key).await?;
         let parent = (!parent.is_empty()).then(|| records.get(parent)).transpose()?;
         let new = New { snapshotter: name.to_owned(), kind, key: key.to_owned(), parent, labels };
@@ -158,9 +176,21 @@ impl Snapshots {
         let records = self.core.db.snapshots(&scope.namespace, &name);
         let internal = records.internal(&key).await?;
         let below = parent.as_ref().map(|p| p.internal.as_str());
-        let mounts = match kind {
-            SnapshotKind::View => snapshotter.view(&internal, below, labels.clone()).await?,
-            _ => snapshotter.prepare(&internal, below, labels.clone()).await?,
+        let told = backend::inherited(&labels);
+        let made = match kind {
+            SnapshotKind::View => snapshotter.view(&internal, below, told).await,
+            _ => snapshotter.prepare(&internal, below, told).await,
+        };
+        let mounts = match made {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // The key is new, so it has what the key was to become.
+                let Some(target) = labels.get(labels::SNAPSHOT_REF).cloned() else {
+                    return Err(Error::Unexpected { what: "snapshotter", reason: error.to_string() });
+                };
+                self.adopt(scope, (&name, &**snapshotter), &target, parent.as_ref(), labels).await?;
+                return Err(Error::AlreadyExists { what: "target snapshot", name: target });
+            }
+            made => made?,
         };
         let parent = parent.map(|p| p.key);
         let record = record(&name, &key, &internal, kind, parent.clone(), labels);
@@ -198,13 +228,18 @@ impl Snapshots {
         let records = self.core.db.snapshots(&scope.namespace, driver);
         self.refuse_present(scope, driver, name).await?;
         let active = records.get(key)?;
-        if !parent.is_empty() && active.parent.as_deref() != Some(parent) {
-            return Err(Error::Unimplemented("putting a snapshot upon another parent"));
-        }
+        let parent = match (parent, &active.parent) {
+            ("", _) => None,
+            (parent, None) => Some(records.get(parent)?),
+            (parent, Some(now)) if parent == now => None,
+            (_, Some(now)) => {
+                return Err(Error::invalid("parent", format!("snapshot {key:?} stands upon {now:?} already")));
+            }
+        };
         let (snapshots, scope) = (self.clone(), scope.clone());
         let (driver, name) = (driver.to_owned(), name.to_owned());
         let committing =
-            tokio::spawn(async move { snapshots.join_commit(&scope, &driver, name, active, labels).await });
+            tokio::spawn(async move { snapshots.join_commit(&scope, &driver, name, active, parent, labels).await });
         committing.await.map_err(Error::task("commit"))?
     }
 
@@ -214,13 +249,16 @@ impl Snapshots {
         driver: &str,
         name: String,
         active: Snapshot,
+        parent: Option<Snapshot>,
         labels: Labels,
     ) -> Result<()> {
         let snapshotter = self.core.snapshotter(driver)?.1;
         let records = self.core.db.snapshots(&scope.namespace, driver);
         let internal = records.internal(&name).await?;
-        snapshotter.commit(&internal, &active.internal, None, labels.clone()).await?;
-        if let Err(error) = records.commit(&active.key, &name, internal.clone(), labels, lease(scope)).await {
+        let below = parent.as_ref().map(|parent| parent.internal.as_str());
+        snapshotter.commit(&internal, &active.internal, below, backend::inherited(&labels)).await?;
+        let committed = Committed { internal: internal.clone(), parent: parent.map(|parent| parent.key), labels };
+        if let Err(error) = records.commit(&active.key, &name, committed, lease(scope)).await {
             self.undo(&**snapshotter, driver, &internal).await;
             // The active one has gone with the commit.
             let _ = records.remove(&active.key, lease(scope)).await;
@@ -249,8 +287,9 @@ impl Snapshots {
     /// # Errors
     /// As [`Snapshots::stat`]; when the disk fails.
     pub async fn sync(&self, scope: &Scope, snapshotter: &str, name: &str) -> Result<()> {
-        let record = self.stat(scope, snapshotter, name).await?;
-        Ok(self.core.snapshotter(snapshotter)?.1.sync(&record.internal).await?)
+        let (driver_name, driver) = self.core.snapshotter(snapshotter)?;
+        let record = self.core.db.snapshots(&scope.namespace, driver_name).get(name)?;
+        Ok(driver.sync(&record.internal).await?)
     }
 
     /// Frees what removals left behind.
@@ -263,6 +302,10 @@ impl Snapshots {
 
     /// Removes what no record names. Collections, and the next start, look for what stays.
     async fn undo(&self, snapshotter: &dyn Snapshotter, name: &str, internal: &str) {
+        // A layer that a snapshotter had already may be known under several names.
+        if snapshotter.is_remote() && self.core.db.known_snapshots(name).contains(internal) {
+            return;
+        }
         if let Err(error) = snapshotter.remove(internal).await {
             tracing::warn!(internal, %error, "snapshot without a record stays until the next collection");
             self.core.garbage.leave_snapshot(name, internal);

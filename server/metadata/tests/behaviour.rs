@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use gantry_metadata::{
-    CollectOptions, Config, Container, Db, Error, Image, Resource, Runtime, Sandbox, Sharing, Snapshot, SnapshotKind,
+    CollectOptions, Committed, Config, Container, Db, Error, Image, Resource, Runtime, Sandbox, Sharing, Snapshot,
+    SnapshotKind,
 };
 use gantry_types::{Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Platform};
 
@@ -335,13 +336,24 @@ async fn snapshots_know_their_parents_and_children() {
         ErrorKind::FailedPrecondition
     );
     let internal = snapshots.internal("base").await.unwrap();
-    let base = snapshots.commit("work", "base", internal.clone(), labels([("a", "1")]), Some("l")).await.unwrap();
+    let committed = Committed { internal: internal.clone(), parent: None, labels: labels([("a", "1")]) };
+    let base = snapshots.commit("work", "base", committed, Some("l")).await.unwrap();
     assert_eq!((base.kind, &base.internal, base.parent), (SnapshotKind::Committed, &internal, None));
     let leased = s.db.leases(&s.ns).resources("l").unwrap();
     assert_eq!(leased, [Resource::Snapshot { snapshotter: "overlayfs".into(), key: "base".into() }]);
     assert_eq!(kind(snapshots.get("work")), ErrorKind::NotFound);
+    snapshots.create(snapshot("loose", None, SnapshotKind::Active), None).await.unwrap();
+    let upon = |parent: &str| Committed { internal: "l".into(), parent: Some(parent.into()), ..Committed::default() };
+    assert_eq!(kind(snapshots.commit("loose", "upon", upon("missing"), None).await), ErrorKind::NotFound);
+    let put = snapshots.commit("loose", "upon", upon("base"), None).await.unwrap();
+    assert_eq!(put.parent.as_deref(), Some("base"));
+    assert_eq!(kind(snapshots.remove("base", None).await), ErrorKind::FailedPrecondition);
+    snapshots.remove("upon", None).await.unwrap();
     snapshots.create(snapshot("top", Some("base"), SnapshotKind::View), None).await.unwrap();
-    assert_eq!(kind(snapshots.commit("top", "t", internal, Labels::new(), None).await), ErrorKind::FailedPrecondition);
+    assert_eq!(
+        kind(snapshots.commit("top", "t", Committed { internal, ..Committed::default() }, None).await),
+        ErrorKind::FailedPrecondition
+    );
     assert_eq!(kind(snapshots.remove("base", None).await), ErrorKind::FailedPrecondition);
     assert_eq!(s.db.snapshots(&s.ns, "native").scan().count(), 0);
     assert_eq!(snapshots.scan().count(), 2);

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use gantry_metadata::{Config, Db, Image, Resource, Snapshot, SnapshotKind};
+use gantry_metadata::{Committed, Config, Db, Image, Resource, Snapshot, SnapshotKind};
 use gantry_types::{Descriptor, Digest, Id, Labels};
 use proptest::prelude::*;
 
@@ -177,7 +177,7 @@ async fn run(db: &Db, ns: &Id, op: &Op) -> bool {
         Op::Commit(n, to) => {
             let to = to.to_string();
             let internal = snapshots.internal(&to).await.unwrap();
-            snapshots.commit(&n.to_string(), &to, internal, Labels::new(), None).await.is_ok()
+            snapshots.commit(&n.to_string(), &to, Committed { internal, ..Committed::default() }, None).await.is_ok()
         }
         Op::RemoveSnapshot(n) => snapshots.remove(&n.to_string(), None).await.is_ok(),
         Op::DeleteNamespace => db.namespaces().delete(ns.clone()).await.is_ok(),

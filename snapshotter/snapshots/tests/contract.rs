@@ -1,4 +1,4 @@
-//! The contract, for both local snapshotters.
+//! The contract, for the local snapshotters.
 
 mod overlay {
     use std::sync::Arc;
@@ -14,4 +14,13 @@ mod native {
     use gantry_snapshots::Native;
 
     gantry_snapshots::contract_tests!(|root| Arc::new(Native::open(root).unwrap()));
+}
+
+/// Where the kernel has it.
+mod erofs {
+    use std::sync::Arc;
+
+    use gantry_snapshots::{Erofs, ErofsConfig};
+
+    gantry_snapshots::contract_tests!(|root| Arc::new(Erofs::open(root, ErofsConfig::default()).unwrap()));
 }

@@ -195,8 +195,7 @@ impl Mounts {
     }
 }
 
-/// Mounts as the kernel's calls perform them, for a moment's work: what had to be performed before is taken away when
-/// this is dropped.
+/// Mounts for a moment's work: what had to be performed before is taken away when this is dropped.
 pub(crate) struct Held {
     /// What is left to be mounted.
     pub(crate) mounts: Vec<Mount>,
@@ -204,12 +203,14 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Performs what the kernel's calls cannot.
+    /// Performs what `gantry_mount` does not.
     ///
     /// # Errors
-    /// As [`Mounts::activate`], save that plain mounts are no error.
+    /// As [`Mounts::activate`], save that others are no error.
     pub(crate) async fn of(core: &Arc<Core>, mounts: &[Mount]) -> Result<Held> {
-        let Some(plan) = plan(mounts, false, &Claims::default()) else {
+        // All but making file systems is done without mounting anything where others see it (`gantry_mount`).
+        let needed = plan(mounts, false, &Claims::default()).filter(|_| mounts.iter().any(plan::makes_file_system));
+        let Some(plan) = needed else {
             return Ok(Held { mounts: mounts.to_vec(), undo: None });
         };
         // Collections leave such names alone; the next start does not.
@@ -225,6 +226,15 @@ impl Held {
         let shown = active.last().filter(|_| system.is_empty()).map(|last| perform::bind(&last.mount_point));
         let mounts = if system.is_empty() { shown.into_iter().collect() } else { system };
         Ok(Held { mounts, undo: Some((Arc::clone(core), id, active)) })
+    }
+}
+
+impl Held {
+    /// Takes away what was performed; returns when that is done.
+    pub(crate) async fn end(mut self) {
+        if let Some((core, id, active)) = self.undo.take() {
+            give_up(&core, &id, &active).await;
+        }
     }
 }
 

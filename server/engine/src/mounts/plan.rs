@@ -33,6 +33,18 @@ pub(crate) fn split(kind: &str) -> Option<(Transform, &str)> {
     Some((Transform::named(word)?, rest))
 }
 
+/// Whether a file is made into a file system before it is mounted.
+pub(crate) fn makes_file_system(mount: &Mount) -> bool {
+    let mut kind = mount.kind.as_str();
+    while let Some((transform, rest)) = split(kind) {
+        if transform == Transform::Mkfs {
+            return true;
+        }
+        kind = rest;
+    }
+    false
+}
+
 /// Types of mounts that the kernel's calls alone do not perform.
 pub(crate) fn is_handled(kind: &str) -> bool {
     kind == "erofs"

@@ -1,6 +1,7 @@
 //! Unpacking an image's layers into snapshots, one for each chain id, committed in their order. Whoever asks for a
 //! chain id that is being unpacked waits for that one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gantry_layer::Control;
@@ -12,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::Transfer;
 use super::report::Report;
 use crate::content::is_present;
-use crate::diff::{Applied, Job, compression_of};
+use crate::diff::{Applied, Job};
 use crate::leases::unique;
+use crate::processors;
 use crate::stream::{self, Feed};
 use crate::{Error, Result};
 
@@ -162,7 +164,8 @@ impl One<'_> {
         let job = Job {
             ended,
             digest: descriptor.digest.clone(),
-            compression: compression_of(&descriptor.media_type)?,
+            recipe: processors::recipe(&self.transfer.core.config, &descriptor.media_type, &BTreeMap::new())?,
+            deadline: self.scope.deadline,
             limits: self.transfer.core.config.unpack,
             mounts,
         };

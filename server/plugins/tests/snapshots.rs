@@ -6,16 +6,16 @@ mod serve;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use gantry_snapshots::{Error, Info, Overlay, OverlayConfig, Remote, RemoteConfig, Snapshotter, Usage, contract_tests};
+use gantry_plugins::{Peer, RemoteSnapshotter};
+use gantry_snapshots::{Error, Info, Overlay, OverlayConfig, Snapshotter, Usage, contract_tests};
 use gantry_types::{ErrorKind, Filter, HasKind, Labels, Mount};
 use tokio::runtime::Runtime;
 
 /// A client and the server it talks to, which runs in threads of its own.
 struct Pair {
-    remote: Remote,
+    remote: RemoteSnapshotter,
     server: Option<Runtime>,
 }
 
@@ -27,9 +27,8 @@ impl Drop for Pair {
     }
 }
 
-fn config(socket: &Path) -> RemoteConfig {
-    let address = format!("unix://{}", socket.display());
-    RemoteConfig { address, snapshotter: "overlayfs".into(), timeout: Duration::from_secs(30) }
+fn remote(socket: &Path) -> RemoteSnapshotter {
+    RemoteSnapshotter::new(Peer::new("overlayfs", socket).unwrap(), &[], None)
 }
 
 fn open(root: &Path) -> Arc<dyn Snapshotter> {
@@ -39,7 +38,7 @@ fn open(root: &Path) -> Arc<dyn Snapshotter> {
     let overlay = Arc::new(Overlay::open(root, OverlayConfig::default()).unwrap());
     let inside = server.enter();
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-    let remote = Remote::new(&config(&socket)).unwrap();
+    let remote = remote(&socket);
     server.spawn(serve::serve(listener, overlay));
     drop(inside);
     Arc::new(Pair { remote, server: Some(server) })
@@ -85,10 +84,18 @@ impl Snapshotter for Pair {
 contract_tests!(open);
 
 #[tokio::test]
-async fn nobody_listening_is_unavailable_and_a_bad_address_is_told_at_once() {
+async fn nobody_listening_is_unavailable_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let remote = Remote::new(&config(&dir.path().join("missing.sock"))).unwrap();
-    assert_eq!(remote.stat("key").await.unwrap_err().kind(), ErrorKind::Unavailable);
-    let bad = RemoteConfig { address: "no address at all".into(), ..config(dir.path()) };
-    assert_eq!(Remote::new(&bad).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    let socket = dir.path().join("missing.sock");
+    let error = remote(&socket).stat("key").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let text = error.to_string();
+    assert!(text.contains("\"overlayfs\"") && text.contains(&*socket.to_string_lossy()), "{text}");
+}
+
+#[tokio::test]
+async fn only_capabilities_that_the_engine_knows_are_offered_to_it() {
+    let words = ["rebase".to_owned(), "sing".to_owned()];
+    let remote = RemoteSnapshotter::new(Peer::new("p", Path::new("/p.sock")).unwrap(), &words, None);
+    assert_eq!(remote.capabilities(), ["rebase"]);
 }
