@@ -315,6 +315,11 @@ impl Cgroup {
         results.into_iter().collect()
     }
 
+    /// The same, unless a process is left.
+    pub(crate) fn remove_if_empty(&self) -> Result<()> {
+        if self.all_pids().is_empty() { self.remove() } else { Ok(()) }
+    }
+
     /// Freezes or thaws; returns when done.
     pub(crate) fn freeze(&self, frozen: bool) -> Result<()> {
         match self.hierarchies.iter().find(|hierarchy| hierarchy.has("freezer")) {
