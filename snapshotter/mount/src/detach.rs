@@ -9,16 +9,20 @@ use crate::error::{Error, Step, c_path};
 use crate::idmap::user_namespace;
 use crate::options::{Attributes, Bind, InvalidOption, Options, Propagation};
 use crate::superblock::Context;
-use crate::{loopdev, overlay, superblock, sys};
+use crate::{chain, loopdev, overlay, superblock, sys};
 
 /// Performs `mounts` as one detached tree: nothing appears in any mount table, and closing the descriptor unmounts
-/// all. A mount with an empty `target` is the root (a later one covers an earlier one); the others lie below it.
+/// all. A mount with an empty `target` is the root (a later one covers an earlier one); the others lie below it. Where
+/// types begin with words for a mount manager (`format/overlay`), earlier mounts are parts of the last one.
 ///
 /// The descriptor may be attached in another mount namespace ([`attach`]), or used in place through [`Tree::path`].
 ///
 /// # Errors
 /// [`Error`], which names the mount. Trees of more than one mount need Linux 6.15.
 pub fn detached(mounts: &[Mount]) -> Result<OwnedFd, Error> {
+    if chain::is_chain(mounts) {
+        return chain::detached(mounts);
+    }
     let mut root: Option<OwnedFd> = None;
     for mount in mounts {
         let place = Path::new(mount.target.trim_start_matches('/'));
@@ -136,6 +140,30 @@ fn make(mount: &Mount, options: &Options, namespace: Option<BorrowedFd<'_>>) -> 
         finish(&tree, options, None)?;
         return Ok(tree);
     }
+    if mount.kind == "erofs" {
+        return erofs(mount, options, namespace);
+    }
+    behind_loop(mount, options, namespace)
+}
+
+/// A file is mounted as it is where the kernel can (Linux 6.12), else behind a loop device.
+fn erofs(mount: &Mount, options: &Options, namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
+    let direct = Options { loop_device: false, ..options.clone() };
+    match superblock::mount(&mount.kind, &mount.source, &direct) {
+        Err(error) if error.errno() == Some(libc::ENOTBLK) => {
+            let read_only = Attributes { set: sys::MOUNT_ATTR_RDONLY, clear: 0 };
+            let attributes = Attributes { set: direct.attributes.set | read_only.set, ..direct.attributes };
+            behind_loop(mount, &Options { loop_device: true, attributes, ..direct }, namespace)
+        }
+        made => {
+            let tree = made?;
+            finish(&tree, options, namespace)?;
+            Ok(tree)
+        }
+    }
+}
+
+fn behind_loop(mount: &Mount, options: &Options, namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
     let device = match options.loop_device {
         true => Some(loopdev::attach(&mount.source, options.read_only()).map_err(|e| Error::call(Step::Loop, e))?),
         false => None,

@@ -4,6 +4,7 @@
 //! Knows nothing of snapshots, containers or namespaces' owners. Synchronous and small: the shim links it.
 //! [`sys`] holds the bare system calls, which neither allocate nor lock, for code between `clone3` and `execve`.
 
+mod chain;
 mod detach;
 mod error;
 pub mod idmap;
@@ -14,6 +15,7 @@ mod overlay;
 mod superblock;
 pub mod sys;
 mod unmount;
+pub mod verity;
 
 pub use detach::{Tree, attach, attach_at, clone_tree, detached, detached_one, mount_all, set_attributes};
 pub use error::{Error, Step};

@@ -15,6 +15,10 @@ pub const MAX_KEY: usize = 1024;
 /// Label that says where a snapshot's own changes lie (option of the overlay snapshotter).
 pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
 
+/// Label of an active snapshot: most bytes that may be written to it, as a decimal number (containerd 2.4). A hint:
+/// followed where the snapshotter can hold to it.
+pub const MAX_SIZE_LABEL: &str = "containerd.io/snapshot/max-size";
+
 /// What a snapshot is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,7 +12,8 @@ use crate::copy;
 use crate::error::Error;
 use crate::graph::Chain;
 use crate::mapping::Mapping;
-use crate::store::{Store, blocking};
+use crate::store::{Commit, Store, blocking};
+use crate::tree;
 
 /// Layers as full copies of directories.
 #[derive(Clone, Debug)]
@@ -89,7 +90,7 @@ impl Snapshotter for Native {
 
     async fn usage(&self, key: &str) -> Result<Usage, Error> {
         let (store, key) = (Arc::clone(&self.store), key.to_owned());
-        blocking("usage", move || store.usage(&key, |id| store.dir(id))).await
+        blocking("usage", move || store.usage(&key, |id| tree::usage(&store.dir(id)))).await
     }
 
     async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
@@ -111,8 +112,11 @@ impl Snapshotter for Native {
         }
         let (store, name, key) = (Arc::clone(&self.store), name.to_owned(), key.to_owned());
         let parent = parent.map(str::to_owned);
-        blocking("commit", move || store.commit(&name, &key, parent.as_deref(), labels, false, |id| store.dir(id)))
-            .await
+        blocking("commit", move || {
+            let close = |commit: &Commit<'_>| commit.measure(&store.dir(commit.id), false);
+            store.commit(&name, &key, parent.as_deref(), labels, close)
+        })
+        .await
     }
 
     async fn remove(&self, key: &str) -> Result<(), Error> {

@@ -17,6 +17,7 @@ use crate::graph::{Chain, Id};
 use crate::mapping::Mapping;
 use crate::probe::{self, Features};
 use crate::store::{Store, blocking};
+use crate::tree;
 
 /// How an overlay snapshotter behaves.
 #[derive(Clone, Debug, Default)]
@@ -174,7 +175,7 @@ fn bind(source: &Path, mut options: Vec<String>, mode: &str) -> Mount {
 }
 
 /// Makes a directory with exactly this mode.
-fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
     let mode = Mode::from_raw_mode(mode);
     let made = rustix::fs::mkdir(path, mode).and_then(|()| rustix::fs::chmod(path, mode));
     made.map_err(|error| Error::io("make", path)(error.into()))
@@ -203,7 +204,7 @@ impl Snapshotter for Overlay {
 
     async fn usage(&self, key: &str) -> Result<Usage, Error> {
         let (inner, key) = (Arc::clone(&self.inner), key.to_owned());
-        blocking("usage", move || inner.store.usage(&key, |id| inner.upper(id))).await
+        blocking("usage", move || inner.store.usage(&key, |id| tree::usage(&inner.upper(id)))).await
     }
 
     async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
@@ -222,8 +223,13 @@ impl Snapshotter for Overlay {
         let (inner, name, key) = (Arc::clone(&self.inner), name.to_owned(), key.to_owned());
         let parent = parent.map(str::to_owned);
         blocking("commit", move || {
-            let durable = inner.config.sync_commit;
-            inner.store.commit(&name, &key, parent.as_deref(), labels, durable, |id| inner.upper(id))
+            inner.store.commit(&name, &key, parent.as_deref(), labels, |commit| {
+                let upper = inner.upper(commit.id);
+                if let Some(parent) = commit.new_parent {
+                    inner.like_parent(&upper, parent, None)?;
+                }
+                commit.measure(&upper, inner.config.sync_commit)
+            })
         })
         .await
     }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -127,25 +128,26 @@ impl Store {
         }
     }
 
-    /// Commits a snapshot whose own files are in `measured` of its number. With `durable`, they are durable first.
+    /// Commits a snapshot. `close` brings its files into the state in which they stay, and counts them.
     pub(crate) fn commit(
         &self,
         name: &str,
         key: &str,
         parent: Option<&str>,
         labels: Labels,
-        durable: bool,
-        measured: impl FnOnce(Id) -> PathBuf,
+        close: impl FnOnce(&Commit<'_>) -> Result<Usage, Error>,
     ) -> Result<(), Error> {
-        let change = self.begin(key, |graph| graph.begin_commit(name, key, parent, labels, SystemTime::now()))?;
+        let mut before = None;
+        let change = self.begin(key, |graph| {
+            let change = graph.begin_commit(name, key, parent, labels, SystemTime::now())?;
+            before = graph.chain(key)?.parents.first().copied();
+            Ok(change)
+        })?;
         self.carry_out(change, |change| {
             let Change::Replace(id, node) = change else { return Ok(()) };
             fail::fail_point!("snapshots::before-record");
-            let path = measured(*id);
-            node.usage = Some(tree::usage(&path).map_err(Error::io("measure", &path))?);
-            if durable {
-                self.sync_files()?;
-            }
+            let new_parent = node.parent.filter(|_| before.is_none());
+            node.usage = Some(close(&Commit { store: self, id: *id, new_parent })?);
             self.records.write(*id, node, true)
         })
         .map(|_| ())
@@ -169,18 +171,17 @@ impl Store {
         self.trash.take(&self.dir(id))
     }
 
-    /// What was counted at commit, or what is in `measured` of its number now.
-    pub(crate) fn usage(&self, key: &str, measured: impl FnOnce(Id) -> PathBuf) -> Result<Usage, Error> {
+    /// What was counted at commit, or what `measure` counts now.
+    pub(crate) fn usage(&self, key: &str, measure: impl FnOnce(Id) -> io::Result<Usage>) -> Result<Usage, Error> {
         let chain = self.chain(key)?;
         match (chain.node.kind, chain.node.usage) {
             (_, Some(usage)) => Ok(usage),
             (Kind::View, None) => Ok(Usage::default()),
             (_, None) => {
-                let path = measured(chain.id);
-                match tree::usage(&path) {
+                match measure(chain.id) {
                     // Removed or committed meanwhile: then the graph knows.
                     Err(_) if self.chain(key).is_err() => Err(Error::NotFound { key: key.into() }),
-                    result => result.map_err(Error::io("measure", &path)),
+                    result => result.map_err(Error::io("measure", &self.dir(chain.id))),
                 }
             }
         }
@@ -264,6 +265,25 @@ impl Store {
             ids.extend(name.to_str().and_then(|name| name.parse::<Id>().ok()));
         }
         Ok(ids)
+    }
+}
+
+/// A snapshot that is being committed.
+pub(crate) struct Commit<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) id: Id,
+    /// What it is put upon only now.
+    pub(crate) new_parent: Option<Id>,
+}
+
+impl Commit<'_> {
+    /// Counts what is in `path`; with `durable`, once all is durable.
+    pub(crate) fn measure(&self, path: &Path, durable: bool) -> Result<Usage, Error> {
+        let usage = tree::usage(path).map_err(Error::io("measure", path))?;
+        if durable {
+            self.store.sync_files()?;
+        }
+        Ok(usage)
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use gantry_mount::Tree;
 use gantry_types::{ErrorKind, Filter, HasKind, Labels, Mount};
 
-use crate::{Error, Info, Kind, Snapshotter};
+use crate::{Error, Info, Kind, Snapshotter, Usage};
 
 /// Makes (or opens again) a snapshotter in a directory.
 pub type Open = fn(&Path) -> Arc<dyn Snapshotter>;
@@ -101,7 +101,7 @@ pub async fn layer(snapshots: &dyn Snapshotter, name: &str, parent: Option<&str>
 /// A description of everything below `root` that two equal trees share.
 pub fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
-    let mut first_names: BTreeMap<u64, PathBuf> = BTreeMap::new();
+    let mut first_names: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
     let mut todo = vec![PathBuf::new()];
     while let Some(relative) = todo.pop() {
         let path = root.join(&relative);
@@ -121,9 +121,9 @@ pub fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
         } else {
             format!("special {} {}", kind.is_fifo(), meta.rdev())
         };
-        let same = if kind.is_dir() { None } else { first_names.get(&meta.ino()).cloned() };
+        let same = if kind.is_dir() { None } else { first_names.get(&(meta.dev(), meta.ino())).cloned() };
         if same.is_none() {
-            first_names.insert(meta.ino(), relative.clone());
+            first_names.insert((meta.dev(), meta.ino()), relative.clone());
         }
         // Only times that were set on purpose are the same in two trees.
         let time = if meta.mtime() < 1_000_000_000 { meta.mtime() } else { 0 };
@@ -352,7 +352,13 @@ pub async fn usage_counts_what_was_written(subject: Subject) {
     assert_eq!(full.inodes, empty.inodes + 2);
     assert!((1 << 20..3 << 19).contains(&(full.size - empty.size)), "{empty:?} {full:?}");
     s.commit("layer", "key", None, Labels::new()).await.unwrap();
-    assert_eq!(s.usage("layer").await.unwrap(), full);
+    let committed = s.usage("layer").await.unwrap();
+    // A layer may have become one file.
+    let one_file = Usage { inodes: 1, size: committed.size };
+    assert!(
+        committed == full || committed == one_file && committed.size.abs_diff(full.size) < 64 << 10,
+        "{committed:?}"
+    );
     assert_eq!(kind(s.usage("key").await), ErrorKind::NotFound);
     s.sync("layer").await.unwrap();
     assert_eq!(kind(s.sync("key").await), ErrorKind::NotFound);

@@ -99,6 +99,13 @@ pub(crate) fn usage(root: &Path) -> io::Result<Usage> {
     Ok(counter.usage)
 }
 
+/// What one file takes up.
+pub(crate) fn usage_of_file(path: &Path) -> io::Result<Usage> {
+    let mut counter = Counter::default();
+    counter.count(&rustix::fs::stat(path)?);
+    Ok(counter.usage)
+}
+
 #[derive(Default)]
 struct Counter {
     usage: Usage,
@@ -131,6 +138,14 @@ pub(crate) fn delete(root: &Path, go_on: &dyn Fn() -> bool) -> io::Result<()> {
     }
 }
 
+/// Takes the flag away that keeps a file from being removed (chattr(1), `i`).
+fn make_mutable(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::empty())?;
+    let kept = rustix::fs::ioctl_getflags(&file)? - rustix::fs::IFlags::IMMUTABLE;
+    Ok(rustix::fs::ioctl_setflags(&file, kept)?)
+}
+
 struct Deleter<'a> {
     go_on: &'a dyn Fn() -> bool,
 }
@@ -142,7 +157,13 @@ impl Visitor for Deleter<'_> {
         }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Ok(()),
-            _ => present(unlinkat(dir, name, AtFlags::empty())).map(|_| ()),
+            _ => match present(unlinkat(dir, name, AtFlags::empty())) {
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => {
+                    make_mutable(dir, name)?;
+                    present(unlinkat(dir, name, AtFlags::empty())).map(|_| ())
+                }
+                gone => gone.map(|_| ()),
+            },
         }
     }
 
