@@ -6,27 +6,31 @@ use std::path::Path;
 
 use gantry_api::convert::platform_to_wire;
 use gantry_api::pb::containerd::services::introspection::v1::Plugin;
-use gantry_engine::Engine;
+use gantry_engine::{Engine, ProxyKind, ProxyPlugin};
 use gantry_types::{Fields, Platform};
 
 /// Type of the plugin that answers questions about runtimes.
 pub(crate) const RUNTIME: &str = "io.containerd.runtime.v2";
 
+const CONTENT: &str = "io.containerd.content.v1";
+const DIFFER: &str = "io.containerd.differ.v1";
+const SANDBOXER: &str = "io.containerd.sandbox.controller.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
 /// Parts with nothing to say but that they are there.
 const PLAIN: &[(&str, &[&str])] = &[
-    ("io.containerd.differ.v1", &["walking"]),
     ("io.containerd.event.v1", &["exchange"]),
-    ("io.containerd.gc.v1", &["scheduler"]),
+    ("io.containerd.image-verifier.v1", &["bindir"]),
     ("io.containerd.lease.v1", &["manager"]),
-    ("io.containerd.metadata.v1", &["bolt"]),
-    ("io.containerd.monitor.container.v1", &["restart"]),
+    ("io.containerd.monitor.task.v1", &["cgroups"]),
+    ("io.containerd.mount-handler.v1", &["erofs"]),
+    ("io.containerd.mount-manager.v1", &["bolt"]),
     ("io.containerd.sandbox.store.v1", &["local"]),
     ("io.containerd.server.v1", &["grpc", "ttrpc"]),
     ("io.containerd.shim.v1", &["manager"]),
     ("io.containerd.streaming.v1", &["manager"]),
     ("io.containerd.transfer.v1", &["local"]),
+    ("io.containerd.warning.v1", &["deprecations"]),
     (
         "io.containerd.service.v1",
         &[
@@ -65,15 +69,25 @@ const PLAIN: &[(&str, &[&str])] = &[
 ];
 
 /// Types of which clients read the platforms.
-const WITH_PLATFORM: &[&str] = &["io.containerd.differ.v1", SNAPSHOTTER, RUNTIME];
+const WITH_PLATFORM: &[&str] =
+    &[DIFFER, SNAPSHOTTER, RUNTIME, "io.containerd.monitor.task.v1", "io.containerd.mount-handler.v1"];
 
 /// All parts, by type and id.
 pub(crate) fn all(engine: &Engine) -> Vec<Plugin> {
     let plain = PLAIN.iter().flat_map(|(kind, ids)| ids.iter().map(|id| plugin(kind, id)));
     let mut plugins: Vec<Plugin> = plain.collect();
     plugins.extend(engine.snapshots.names().iter().map(|name| snapshotter(engine, name)));
-    plugins.push(content(engine));
-    plugins.push(runtime());
+    plugins.extend(engine.diff.names().iter().map(|name| plugin(DIFFER, name)));
+    plugins.extend(engine.sandboxes.controllers().iter().map(|name| sandboxer(name)));
+    plugins.extend([collector(engine), metadata(engine), restart(), runtime()]);
+    if !engine.config().proxy_plugins.values().any(|proxy| proxy.kind == ProxyKind::Content) {
+        plugins.push(content(engine));
+    }
+    for (name, proxy) in &engine.config().proxy_plugins {
+        let elsewhere = proxied(name, proxy);
+        plugins.retain(|plugin| (&plugin.r#type, &plugin.id) != (&elsewhere.r#type, &elsewhere.id));
+        plugins.push(elsewhere);
+    }
     plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
     plugins
 }
@@ -89,8 +103,57 @@ fn snapshotter(engine: &Engine, name: &str) -> Plugin {
     Plugin { exports: parts.root().map(root).unwrap_or_default(), capabilities, ..plugin(SNAPSHOTTER, name) }
 }
 
+/// What the operator says of a part of another process.
+fn proxied(name: &str, proxy: &ProxyPlugin) -> Plugin {
+    let kind = match proxy.kind {
+        ProxyKind::Snapshot => SNAPSHOTTER,
+        ProxyKind::Content => CONTENT,
+        ProxyKind::Diff => DIFFER,
+        ProxyKind::Sandbox => SANDBOXER,
+    };
+    let mut exports = proxy.exports.clone();
+    exports.insert("address".into(), proxy.address.to_string_lossy().into_owned());
+    let platform = proxy.platform.parse::<Platform>().unwrap_or_else(|_| Platform::host());
+    Plugin {
+        platforms: vec![platform_to_wire(&platform)],
+        exports,
+        capabilities: proxy.capabilities.clone(),
+        ..plugin(kind, name)
+    }
+}
+
+/// Kubernetes' controller has a type of its own.
+fn sandboxer(name: &str) -> Plugin {
+    match name {
+        "podsandbox" => plugin("io.containerd.podsandbox.controller.v1", name),
+        name => plugin(SANDBOXER, name),
+    }
+}
+
 fn content(engine: &Engine) -> Plugin {
-    Plugin { exports: root(&engine.config().root.join("content")), ..plugin("io.containerd.content.v1", "content") }
+    Plugin { exports: root(&engine.config().root.join("content")), ..plugin(CONTENT, "content") }
+}
+
+fn metadata(engine: &Engine) -> Plugin {
+    let path = engine.config().root.join("metadata").to_string_lossy().into_owned();
+    let exports = BTreeMap::from([("path".into(), path), ("policy".into(), "shared".into())]);
+    Plugin { exports, ..plugin("io.containerd.metadata.v1", "bolt") }
+}
+
+fn collector(engine: &Engine) -> Plugin {
+    let gc = &engine.config().gc;
+    let exports = BTreeMap::from([
+        ("PauseThreshold".into(), gc.pause_threshold.to_string()),
+        ("DeletionThreshold".into(), gc.deletion_threshold.to_string()),
+        ("MutationThreshold".into(), gc.mutation_threshold.to_string()),
+        ("ScheduleDelay".into(), format!("{:?}", gc.schedule_delay)),
+    ]);
+    Plugin { exports, ..plugin("io.containerd.gc.v1", "scheduler") }
+}
+
+fn restart() -> Plugin {
+    let capabilities = ["no", "always", "on-failure", "unless-stopped"].map(String::from).to_vec();
+    Plugin { capabilities, ..plugin("io.containerd.monitor.container.v1", "restart") }
 }
 
 /// Where a part keeps its files, as it tells clients.
@@ -131,6 +194,21 @@ mod tests {
         assert!(selected("type==io.containerd.snapshotter.v1, id==overlayfs"));
         assert!(selected("type==\"io.containerd.snapshotter.v1\""));
         assert!(!selected("type==io.containerd.snapshotter.v1,id==native"));
+    }
+
+    #[test]
+    fn a_part_of_another_process_says_what_its_operator_says_and_where_it_is() {
+        let proxy = ProxyPlugin {
+            kind: ProxyKind::Snapshot,
+            address: "/run/stargz.sock".into(),
+            platform: "linux/arm64".into(),
+            exports: root(Path::new("/stargz")),
+            capabilities: vec!["remap-ids".into()],
+        };
+        let shown = proxied("stargz", &proxy);
+        assert_eq!((shown.r#type.as_str(), shown.id.as_str()), (SNAPSHOTTER, "stargz"));
+        assert_eq!((shown.exports["root"].as_str(), shown.exports["address"].as_str()), ("/stargz", "/run/stargz.sock"));
+        assert_eq!((shown.platforms[0].architecture.as_str(), shown.capabilities[0].as_str()), ("arm64", "remap-ids"));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub(crate) struct Core {
     /// One joining of bytes and record of a digest at a time, so that a failed one can take its bytes back, and a collection
     /// never takes the bytes of one under way.
     pub(crate) joining: Keyed,
+    /// One change of a mount activation's name at a time.
+    pub(crate) activating: Keyed,
     /// Asks for collections.
     pub(crate) garbage: Garbage,
     /// Bounds the layers unpacked at once.

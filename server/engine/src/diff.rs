@@ -63,6 +63,11 @@ pub(crate) struct Applied {
 }
 
 impl Diff {
+    /// Names of the differs.
+    pub fn names(&self) -> Vec<String> {
+        BUILT_IN.iter().map(|name| (*name).to_owned()).chain(self.core.differs.keys().cloned()).collect()
+    }
+
     /// Unpacks a layer blob into the directory that `mounts` show; gives the descriptor of the uncompressed tar.
     /// `payloads` are for stream processors, by their names. `sync`: the file system is synced before this returns.
     ///

@@ -103,6 +103,9 @@ impl Engine {
         plugins::reconcile_when_reached(&core).await?;
         let (shims, reports) = Shims::open(shims, directories)?;
         let engine = Engine::assemble(&core, shims);
+        for (name, remote) in &core.sandboxers {
+            engine.sandboxes.register(name, Arc::new(remote.clone()));
+        }
         // Events that waited in the shims come while the tasks are found again.
         tokio::spawn(take_in(engine.tasks.clone(), reports, core.stop.clone()));
         let tasks = restore_tasks(&engine.tasks, &mut repairs).await;
@@ -195,6 +198,7 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         ops: Ops::default(),
         joint: RwLock::new(()),
         joining: Keyed::default(),
+        activating: Keyed::default(),
         garbage: Garbage::default(),
         unpacking: Semaphore::new(config.concurrent_unpacks.max(1)),
         stop: CancellationToken::new(),

@@ -30,7 +30,6 @@ use self::plan::plan;
 use self::records::{Record, Records};
 pub(crate) use self::records::{collect, reconcile};
 use crate::core::{Core, lease};
-use crate::keyed::Keyed;
 use crate::leases::unique;
 
 /// More mounts than this in one list are a mistake.
@@ -42,8 +41,6 @@ type Result<T> = std::result::Result<T, crate::Error>;
 #[derive(Clone)]
 pub struct Mounts {
     pub(crate) core: Arc<Core>,
-    /// One change of a name at a time.
-    names: Arc<Keyed>,
 }
 
 /// What is to be activated.
@@ -90,7 +87,7 @@ pub struct Activation {
 
 impl Mounts {
     pub(crate) fn new(core: &Arc<Core>) -> Mounts {
-        Mounts { core: Arc::clone(core), names: Arc::default() }
+        Mounts { core: Arc::clone(core) }
     }
 
     /// Performs what the caller cannot, and says which mounts are left for it.
@@ -110,7 +107,7 @@ impl Mounts {
         let Activate { name, mounts, labels, temporary, .. } = wanted;
         let operation = self.core.ops.begin("activate mounts", name.as_str(), Some(&scope.namespace), scope.deadline);
         let records = Records::of(&self.core);
-        let _one = self.names.lock(&format!("{}/{name}", scope.namespace)).await;
+        let _one = self.core.activating.lock(&format!("{}/{name}", scope.namespace)).await;
         let _together = self.core.joint.read().await;
         if let Some(there) = records.get(&scope.namespace, &name) {
             if there.done.is_some() {
@@ -151,7 +148,7 @@ impl Mounts {
     }
 
     async fn end(&self, scope: &Scope, name: &str) -> Result<()> {
-        let _one = self.names.lock(&format!("{}/{name}", scope.namespace)).await;
+        let _one = self.core.activating.lock(&format!("{}/{name}", scope.namespace)).await;
         let records = Records::of(&self.core);
         let record = records.get(&scope.namespace, name).ok_or_else(|| not_found(name))?;
         records.delete(&scope.namespace, name).await?;
@@ -176,21 +173,47 @@ impl Mounts {
             .collect()
     }
 
-    /// The root file system of a container, as a shim can perform it: what it cannot is active until the container is
-    /// gone. An activation that is there already is used again.
+    /// The root file system of a container, as a shim can perform it, and whether this call made an activation of the
+    /// rest: it lives until the task or the container is gone. One that is there already is used again.
     ///
     /// # Errors
     /// As [`Mounts::activate`].
-    pub(crate) async fn for_container(&self, scope: &Scope, id: &str, rootfs: Vec<Mount>) -> Result<Vec<Mount>> {
+    pub(crate) async fn for_container(
+        &self,
+        scope: &Scope,
+        id: &str,
+        rootfs: Vec<Mount>,
+    ) -> Result<(Vec<Mount>, bool)> {
         if plan(&rootfs, false, &Claims::default()).is_none() {
-            return Ok(rootfs);
+            return Ok((rootfs, false));
         }
         let labels = Labels::from([(format!("{}container", gantry_types::labels::GC_BREF), id.to_owned())]);
         let wanted = Activate { name: id.to_owned(), mounts: rootfs, labels, ..Activate::default() };
         match self.activate(scope, wanted).await {
-            Ok(activation) => Ok(activation.system),
-            Err(crate::Error::Mounts(Error::Exists { .. })) => Ok(self.info(scope, id)?.system),
+            Ok(activation) => Ok((activation.shown(), true)),
+            Err(crate::Error::Mounts(Error::Exists { .. })) => Ok((self.info(scope, id)?.shown(), false)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the activation of a container's root file system, if there is one. One in use is left to the collector.
+    pub(crate) async fn release(&self, scope: &Scope, id: &str) {
+        if Records::of(&self.core).get(&scope.namespace, id).is_none() {
+            return;
+        }
+        match self.deactivate(scope, id).await {
+            Ok(()) | Err(crate::Error::Mounts(Error::NotFound { .. })) => {}
+            Err(error) => tracing::warn!(id, %error, "mounts of a task not taken away"),
+        }
+    }
+}
+
+impl Activation {
+    /// The mounts that show the whole: what is left to be mounted, else the last one that was.
+    fn shown(self) -> Vec<Mount> {
+        match self.active.last() {
+            Some(last) if self.system.is_empty() => vec![perform::bind(&last.mount_point)],
+            _ => self.system,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod controller;
 mod handle;
+mod remote;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,7 +103,7 @@ impl Sandboxes {
     /// `NotFound`.
     pub async fn delete(&self, scope: &Scope, id: &str) -> Result<()> {
         self.core.db.sandboxes(&scope.namespace).delete(id).await?;
-        self.core.garbage.notify_one();
+        self.core.garbage.deleted();
         Ok(())
     }
 }

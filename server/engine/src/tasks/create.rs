@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::monitor::name;
 use super::table::{Entry, Outcome, Task, TaskKey};
 use super::{Create, Tasks};
+use crate::mounts::Mounts;
 use crate::{Error, Result};
 
 const SIGKILL: u32 = 9;
@@ -83,7 +84,16 @@ impl Tasks {
         let shim = self.launch(scope, container, create).await?;
         operation.stage("creating the task in the shim");
         fail::fail_point!("task::after-shim");
-        match self.create_in(&shim, create, rootfs, options_of(container, create)).await {
+        let mounts = Mounts::new(&self.core);
+        let mut mounted = false;
+        let created = match mounts.for_container(scope, id, rootfs).await {
+            Ok((rootfs, made)) => {
+                mounted = made;
+                self.create_in(&shim, create, rootfs, options_of(container, create)).await
+            }
+            Err(error) => Err(error),
+        };
+        match created {
             Ok(pid) => {
                 fail::fail_point!("task::after-create");
                 Ok((self.enter(shim, pid), pid))
@@ -91,6 +101,9 @@ impl Tasks {
             Err(error) => {
                 operation.stage("cleaning up after a failure");
                 shim.cleanup().await;
+                if mounted {
+                    mounts.release(scope, id).await;
+                }
                 Err(error)
             }
         }

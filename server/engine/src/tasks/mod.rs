@@ -19,6 +19,7 @@ use gantry_ttrpc::pb::containerd::v1::types::Status as WireStatus;
 use gantry_types::{Any, Descriptor, ErrorKind, Fields, Filter, HasKind, Id, Mount, Scope};
 
 use crate::core::Core;
+use crate::mounts::Mounts;
 use crate::snapshots::Snapshots;
 use crate::{Error, Result};
 
@@ -457,6 +458,7 @@ impl Tasks {
         };
         retired.unwrap_or_else(|error| tracing::warn!(id = key.1, %error, "bundle of a deleted task stays"));
         fail::fail_point!("task::after-bundle");
+        Mounts::new(&self.core).release(&Scope::new(key.0.clone()), &key.1).await;
         self.table.remove(key);
         self.exits.deleted(name(task, ""), exit);
         Ok(exit)

@@ -4,6 +4,7 @@ mod blobs;
 mod export;
 mod fetch;
 mod import;
+mod lazy;
 pub(crate) mod manifest;
 mod names;
 mod pull;

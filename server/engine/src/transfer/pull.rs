@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use futures::{StreamExt, TryStreamExt};
-use gantry_types::{Descriptor, ErrorKind, HasKind, Labels, Platform, Scope, labels, media_type};
+use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Platform, Scope, labels, media_type};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::{Fetch, ingest};
+use super::lazy;
 use super::manifest::{self, Document, ImageConfig, MAX_DEPTH, Manifest};
 use super::report::{Report, name_of};
 use super::unpack::{Layer, Source, Stack};
@@ -51,6 +52,8 @@ struct One<'a> {
 
 /// An image of one platform, its documents being in content.
 struct Single {
+    /// The manifest's own.
+    digest: Digest,
     manifest: Manifest,
     config: Option<ImageConfig>,
 }
@@ -91,7 +94,7 @@ impl One<'_> {
                 continue;
             }
             match self.document(&descriptor, body).await? {
-                Document::Manifest(manifest) => manifests.push(*manifest),
+                Document::Manifest(manifest) => manifests.push((descriptor.digest.clone(), *manifest)),
                 Document::Index(index) if depth < MAX_DEPTH => {
                     let chosen = manifest::choose(&index.manifests, &self.pull.platforms, self.pull.manifest_limit);
                     if self.pull.all_metadata {
@@ -147,16 +150,16 @@ impl One<'_> {
     }
 
     /// Fetches the configurations; of several images without a platform of their own, keeps those that fit.
-    async fn configs(&self, manifests: Vec<Manifest>) -> Result<Vec<Single>> {
+    async fn configs(&self, manifests: Vec<(Digest, Manifest)>) -> Result<Vec<Single>> {
         let mut singles = Vec::new();
-        for manifest in manifests {
+        for (digest, manifest) in manifests {
             self.fetch().blob(&manifest.config, &Labels::from_iter(self.source_label()), None).await?;
             let config = match media_type::is_config(&manifest.config.media_type) {
                 true => Some(manifest::read_config(&self.t.content, self.scope, &manifest.config).await?),
                 false => None,
             };
             if config.as_ref().is_none_or(|config| self.fits(&config.platform)) {
-                singles.push(Single { manifest, config });
+                singles.push(Single { digest, manifest, config });
             }
         }
         if singles.is_empty() && !self.pull.all_metadata { Err(self.no_platform()) } else { Ok(singles) }
@@ -178,19 +181,23 @@ impl One<'_> {
         let (done, fetched): (Vec<_>, Vec<_>) = layers.iter().map(|_| watch::channel(false)).unzip();
         let mut coming: Vec<Option<oneshot::Receiver<Option<Feed>>>> = layers.iter().map(|_| None).collect();
         let mut stacks = Vec::new();
-        for (number, unpack) in unpacks.iter().enumerate() {
-            let mut stack = self.stack(single, unpack, &fetched)?;
-            // The lowest layer is unpacked while it comes; the others wait for their turn anyway.
-            if let (0, Some(first)) = (number, stack.layers.first_mut()) {
-                let (wanted, answer) = oneshot::channel();
-                first.source = Source::Coming(wanted);
-                coming[0] = Some(answer);
-            }
-            stacks.push(stack);
+        for unpack in &unpacks {
+            stacks.push(self.stack(single, unpack, &fetched)?);
+        }
+        let present = self.present(&mut stacks).await?;
+        // The lowest layer that comes is unpacked meanwhile; the others wait for their turn anyway.
+        if let Some(first) = stacks.first_mut().and_then(|stack| stack.layers.get_mut(present)) {
+            let (wanted, answer) = oneshot::channel();
+            first.source = Source::Coming(wanted);
+            coming[present] = Some(answer);
         }
         let most = self.t.core.config.concurrent_downloads.max(1);
-        let fetches =
-            layers.iter().zip(done).zip(coming).map(|((layer, done), coming)| self.layer(layer, done, coming));
+        let fetches = layers
+            .iter()
+            .zip(done)
+            .zip(coming)
+            .skip(present)
+            .map(|((layer, done), coming)| self.layer(layer, done, coming));
         // Collected, for the compiler cannot see that the borrowed iterator is the same for every lifetime.
         let fetches: Vec<_> = fetches.collect();
         let fetching = futures::stream::iter(fetches).buffer_unordered(most).try_collect::<Vec<()>>();
@@ -204,6 +211,19 @@ impl One<'_> {
             self.t.mark_unpacked(self.scope, &single.manifest, single.config.as_ref(), unpack, &top).await?;
         }
         Ok(())
+    }
+
+    /// How many of the lowest layers need not be fetched, because all snapshotters have them.
+    async fn present(&self, stacks: &mut [Stack]) -> Result<usize> {
+        let mut present = usize::MAX;
+        for stack in stacks.iter() {
+            present = present.min(self.t.present(self.scope, stack).await?);
+        }
+        let present = if stacks.is_empty() { 0 } else { present };
+        for stack in stacks {
+            stack.layers.iter_mut().take(present).for_each(|layer| layer.source = Source::Stored);
+        }
+        Ok(present)
     }
 
     /// After a layer came whole only at the second try: unpacks from content.
@@ -232,7 +252,12 @@ impl One<'_> {
 
     fn stack(&self, single: &Single, unpack: &Unpack, fetched: &[watch::Receiver<bool>]) -> Result<Stack> {
         let sources = fetched.iter().map(|fetched| Source::Fetched(fetched.clone()));
-        self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, sources)
+        let mut stack = self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, sources)?;
+        if self.t.is_told(&stack.snapshotter) {
+            let told = lazy::told(&self.pull.reference, single.digest.as_str(), &single.manifest);
+            stack.layers.iter_mut().zip(told).for_each(|(layer, told)| layer.told = told);
+        }
+        Ok(stack)
     }
 
     /// What of the wanted unpacking concerns this image.
@@ -355,6 +380,7 @@ impl Transfer {
             descriptor: descriptor.clone(),
             diff_id: diff_id.clone(),
             source,
+            told: Labels::new(),
         });
         Ok(Stack { snapshotter: unpack.snapshotter.clone(), layers: layers.collect() })
     }
@@ -374,7 +400,11 @@ impl Transfer {
         for (layer, diff_id) in
             manifest.layers.iter().zip(diff_ids).filter(|(layer, diff_id)| layer.digest != **diff_id)
         {
-            self.label(scope, layer, labels::UNCOMPRESSED.to_owned(), diff_id.to_string()).await?;
+            match self.label(scope, layer, labels::UNCOMPRESSED.to_owned(), diff_id.to_string()).await {
+                // A layer that a snapshotter had was not fetched.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                labelled => labelled?,
+            }
         }
         Ok(())
     }

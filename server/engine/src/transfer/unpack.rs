@@ -27,6 +27,8 @@ pub(super) struct Layer {
     pub(super) descriptor: Descriptor,
     pub(super) diff_id: Digest,
     pub(super) source: Source,
+    /// What a snapshotter of another process is told of it.
+    pub(super) told: Labels,
 }
 
 /// How the bytes of a layer come.
@@ -46,12 +48,19 @@ pub(super) struct Stack {
     pub(super) layers: Vec<Layer>,
 }
 
+impl Stack {
+    /// The chain ids of its layers.
+    pub(super) fn chain(&self) -> Vec<Digest> {
+        let diff_ids: Vec<Digest> = self.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        super::manifest::chain_ids(&diff_ids)
+    }
+}
+
 impl Transfer {
     /// Unpacks what is not unpacked; gives the chain id of the top. Nothing but committed snapshots stays after a
     /// failure.
     pub(super) async fn unpack_stack(&self, scope: &Scope, stack: Stack, report: &Report) -> Result<Digest> {
-        let diff_ids: Vec<Digest> = stack.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let chain = super::manifest::chain_ids(&diff_ids);
+        let chain = stack.chain();
         let top = chain.last().cloned().ok_or_else(|| Error::invalid("image", "has no layers to unpack"))?;
         let (mut parent, mut made) = (String::new(), false);
         for (layer, chain_id) in stack.layers.into_iter().zip(&chain) {
@@ -80,7 +89,7 @@ struct One<'a> {
 impl One<'_> {
     /// Whether there was something to unpack.
     async fn unpack(&self, layer: Layer) -> Result<bool> {
-        let Layer { descriptor, diff_id, source } = layer;
+        let Layer { descriptor, diff_id, source, told } = layer;
         if let Source::Fetched(mut fetched) = source.clone_fetched() {
             // An error means that fetching has failed, which is told elsewhere.
             let stopped = |_| Error::Stopped { what: "unpack: the layer was not fetched" };
@@ -96,7 +105,7 @@ impl One<'_> {
             }
             return Ok(false);
         }
-        self.extract(&descriptor, &diff_id, source).await.map(|()| true)
+        self.extract(&descriptor, &diff_id, source, told).await.map(|()| true)
     }
 
     /// Whether the snapshot is there; if so the lease keeps it from now on.
@@ -114,15 +123,21 @@ impl One<'_> {
         Ok(snapshots.stat(self.scope, self.snapshotter, key).await.is_ok())
     }
 
-    async fn extract(&self, descriptor: &Descriptor, diff_id: &Digest, source: Source) -> Result<()> {
+    async fn extract(&self, descriptor: &Descriptor, diff_id: &Digest, source: Source, told: Labels) -> Result<()> {
         let _permit = self.transfer.core.unpacking.acquire().await.map_err(|_| Error::Stopped { what: "unpack" })?;
         let key = format!("extract-{} {}", unique(), self.chain_id);
-        let labels = self.labels(diff_id);
+        let mut labels = self.labels(diff_id);
+        labels.extend(told);
         let snapshots = &self.transfer.snapshots;
         let prepared = snapshots.prepare(self.scope, self.snapshotter, &key, self.parent, labels.clone()).await;
         let mounts = match prepared {
-            // A remote snapshotter has it by the reference.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+            // The snapshotter has it by now.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if let Source::Coming(wanted) = source {
+                    let _ = wanted.send(None);
+                }
+                return Ok(());
+            }
             prepared => prepared?,
         };
         let ended = CancellationToken::new();

@@ -1,0 +1,94 @@
+//! Layers that a snapshotter of another process brings in by itself: what it is told of each layer, and how many of an
+//! image's layers need not be fetched because of it.
+
+use gantry_types::{ErrorKind, HasKind, Labels, Reference, Scope, labels};
+
+use super::Transfer;
+use super::manifest::Manifest;
+use super::unpack::Stack;
+use crate::Result;
+use crate::leases::unique;
+
+const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
+const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
+const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+
+/// Export of a plug-in that says whether it wants to be told where layers come from; without it, it is told.
+const WANTED: &str = "enable_remote_snapshot_annotations";
+
+/// What a snapshotter is told of each layer of an image that comes from `reference`.
+pub(super) fn told(reference: &Reference, manifest_digest: &str, manifest: &Manifest) -> Vec<Labels> {
+    let digests: Vec<&str> = manifest.layers.iter().map(|layer| layer.digest.as_str()).collect();
+    let of_layer = |number: usize| {
+        let all = [
+            (IMAGE, reference.to_string()),
+            (MANIFEST, manifest_digest.to_owned()),
+            (LAYER, digests[number].to_owned()),
+            (LAYERS, as_many_as_fit(&digests[number..])),
+        ];
+        all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    };
+    (0..digests.len()).map(of_layer).collect()
+}
+
+/// Digests, joined by commas, as far as a label holds them.
+fn as_many_as_fit(digests: &[&str]) -> String {
+    let mut text = String::new();
+    for digest in digests {
+        let longer = if text.is_empty() { (*digest).to_owned() } else { format!("{text},{digest}") };
+        if labels::validate(LAYERS, &longer).is_err() {
+            break;
+        }
+        text = longer;
+    }
+    text
+}
+
+impl Transfer {
+    /// Whether a snapshotter is to be told where layers come from.
+    pub(super) fn is_told(&self, snapshotter: &str) -> bool {
+        let remote = self.core.snapshotters.get(snapshotter).is_some_and(|found| found.is_remote());
+        let exports = self.core.config.proxy_plugins.get(snapshotter).map(|plugin| &plugin.exports);
+        remote && exports.and_then(|exports| exports.get(WANTED)).is_none_or(|wanted| wanted == "true")
+    }
+
+    /// How many of a stack's layers, from the lowest on, the snapshotter has without anybody unpacking them.
+    ///
+    /// # Errors
+    /// When the snapshotter cannot be asked.
+    pub(super) async fn present(&self, scope: &Scope, stack: &Stack) -> Result<usize> {
+        if !self.core.snapshotters.get(&stack.snapshotter).is_some_and(|found| found.is_remote()) {
+            return Ok(0);
+        }
+        let mut parent = String::new();
+        for (number, (layer, chain_id)) in stack.layers.iter().zip(stack.chain()).enumerate() {
+            let key = format!("extract-{} {chain_id}", unique());
+            let mut asked = layer.told.clone();
+            asked.insert(labels::SNAPSHOT_REF.to_owned(), chain_id.to_string());
+            match self.snapshots.prepare(scope, &stack.snapshotter, &key, &parent, asked).await {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => parent = chain_id.to_string(),
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    self.snapshots.remove(scope, &stack.snapshotter, &key).await?;
+                    return Ok(number);
+                }
+            }
+        }
+        Ok(stack.layers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_layers_ends_before_a_label_is_too_long() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(as_many_as_fit(&[&digest, &digest]), format!("{digest},{digest}"));
+        let many = vec![digest.as_str(); 100];
+        let list = as_many_as_fit(&many);
+        assert!(labels::validate(LAYERS, &list).is_ok() && list.split(',').count() > 40, "{}", list.len());
+    }
+}
