@@ -91,6 +91,20 @@ pub struct Subnet {
 }
 
 impl Subnet {
+    /// The range that an address with a prefix of this length lies in.
+    pub(crate) fn around(address: IpAddr, prefix: u8) -> Option<Subnet> {
+        let whole = Subnet { network: address, prefix };
+        let bits = whole.bits();
+        if prefix > bits {
+            return None;
+        }
+        let network = match (number(address) & whole.mask(), address) {
+            (masked, IpAddr::V4(_)) => IpAddr::V4((masked as u32).into()),
+            (masked, IpAddr::V6(_)) => IpAddr::V6(masked.into()),
+        };
+        Some(Subnet { network, prefix })
+    }
+
     /// The network's address: all host bits are zero.
     pub fn network(&self) -> IpAddr {
         self.network

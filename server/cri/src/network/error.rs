@@ -7,7 +7,7 @@ use std::time::Duration;
 use gantry_types::{ErrorKind, HasKind};
 
 /// The result of a network operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of a pod's network.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,19 @@
 //!
 //! It knows no pods of Kubernetes, only what a pod asks of its network ([`PodNetwork`]).
 
+mod bridge;
+mod cni;
 mod config;
 mod error;
+mod keyed;
+mod namespace;
+mod netlink;
+mod networks;
 mod pod;
+mod record;
 
 pub use config::{BridgeConfig, CniConfig, Config, IpPreference, Subnet};
 pub use error::{Error, Result};
+pub use namespace::{adopt_namespace, create_namespace, is_namespace, remove_namespace};
+pub use networks::{Attachment, Networks, Readiness, Stage};
 pub use pod::{Attached, Bandwidth, ConfDir, Dns, PodNetwork, PortMapping, Protocol};
