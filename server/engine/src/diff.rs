@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use gantry_content::ReaderAt;
 use gantry_layer::{Compression, Compressor, Control, DiffOptions as LayerOptions, Limits, Options};
 use gantry_mount::Tree;
 use gantry_plugins::{DiffWishes, RemoteDiffer};
@@ -16,13 +17,13 @@ use crate::content::{Content, is_present};
 use crate::core::Core;
 use crate::leases::unique;
 use crate::mounts::Held;
-use crate::place::Place;
+use crate::place::{self, Below, Place};
 use crate::processors::{self, Programs, Recipe};
 use crate::stream::{self, Drain, Spout};
 use crate::{Error, Result, UnpackLimits};
 
 /// Differs that need no other process.
-pub(crate) const BUILT_IN: &[&str] = &["walking"];
+pub(crate) const BUILT_IN: &[&str] = &["erofs", "walking"];
 
 /// How long a layer may take where the caller sets no deadline.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -123,23 +124,30 @@ impl Diff {
         operation.stage("waiting for a free unpacker");
         let _permit = self.core.unpacking.acquire().await.map_err(|_| Error::Stopped { what: "apply" })?;
         operation.stage("mounting");
-        let held = Held::of(&self.core, mounts).await?;
+        // An image is written without any mount.
+        let (as_image, native) = (place::erofs_layer(mounts).is_some(), is_erofs(&layer.media_type));
+        let held = if as_image { None } else { Some(Held::of(&self.core, mounts).await?) };
         operation.stage("unpacking");
-        let (feed, drain) = stream::pipe();
-        let feeding = tokio::spawn(feed.blob(reader));
-        let job = Job {
+        let job = |below| Job {
             ended: CancellationToken::new(),
             digest: layer.digest.clone(),
-            recipe,
+            recipe: recipe.clone(),
+            native,
             deadline: scope.deadline,
             limits: self.core.config.unpack,
-            mounts: held.mounts.clone(),
+            mounts: held.as_ref().map_or(mounts, |held| &held.mounts).to_vec(),
+            below,
         };
-        let applied = job.run(drain, sync, Arc::default()).await;
-        feeding.abort();
-        held.end().await;
+        let applied = match job(Below::Shown).run_stored(Arc::clone(&reader), sync).await {
+            Err(error) if place::needs_lower(&error) => job(Below::Needed).run_stored(reader, sync).await,
+            applied => applied,
+        };
+        if let Some(held) = held {
+            held.end().await;
+        }
         let applied = applied?;
-        Ok(Descriptor::new(media_type::OCI_LAYER, applied.diff_id, applied.size))
+        let media_type = if native { layer.media_type.trim_end_matches("+zstd") } else { media_type::OCI_LAYER };
+        Ok(Descriptor::new(media_type, applied.diff_id, applied.size))
     }
 
     /// Stores what `right` changes in `left` as a layer blob.
@@ -232,13 +240,26 @@ pub(crate) struct Job {
     pub(crate) ended: CancellationToken,
     pub(crate) digest: Digest,
     pub(crate) recipe: Recipe,
+    /// Whether it is an EROFS image already.
+    pub(crate) native: bool,
     /// When the work must be done, at the latest.
     pub(crate) deadline: Option<Instant>,
     pub(crate) limits: UnpackLimits,
     pub(crate) mounts: Vec<Mount>,
+    /// What of the layers below is at hand.
+    pub(crate) below: Below,
 }
 
 impl Job {
+    /// Unpacks a blob that is in content.
+    pub(crate) async fn run_stored(self, blob: Arc<dyn ReaderAt>, sync: bool) -> Result<Applied> {
+        let (feed, drain) = stream::pipe();
+        let feeding = tokio::spawn(feed.blob(blob));
+        let applied = self.run(drain, sync, Arc::default()).await;
+        feeding.abort();
+        applied
+    }
+
     /// Unpacks on a thread of its own. When the caller goes away, or the time is over, the thread is told to stop, and
     /// the programs that the layer passes through are killed.
     pub(crate) async fn run(self, layer: Drain, sync: bool, control: Arc<Control>) -> Result<Applied> {
@@ -264,16 +285,20 @@ impl Job {
     }
 
     fn unpack(self, layer: Drain, sync: bool, control: Arc<Control>, programs: &Arc<Programs>) -> Result<Applied> {
-        let place = Place::of(&self.mounts)?;
+        let place = Place::of(&self.mounts, self.below)?;
         let limits = Limits {
             bytes: self.limits.max_bytes,
             entries: self.limits.max_entries,
             ratio: self.limits.max_ratio,
             ..Limits::default()
         };
-        let options = place.options(Options { limits, control, ..Options::default() });
+        let options = Options { limits, control, ..Options::default() };
         let plain = self.recipe.open(layer, programs)?;
-        let unpacked = gantry_layer::unpack(plain, Some(self.recipe.compression()), place.directory(), &options);
+        let compression = self.recipe.compression();
+        if self.native {
+            return place.store(plain, compression, self.limits.max_bytes);
+        }
+        let unpacked = place.unpack(plain, compression, options);
         let unpacked = unpacked.map_err(|source| Error::Layer { digest: self.digest, source })?;
         if sync {
             sync_file_system(place.directory())?;
@@ -285,7 +310,19 @@ impl Job {
 /// The compression of a layer's media type.
 pub(crate) fn compression_of(media_type: &str) -> Result<Compression> {
     let unknown = || Error::MediaType { media_type: media_type.chars().take(200).collect(), wanted: "unpacked" };
-    media_type::layer_compression(media_type).ok_or_else(unknown)
+    let erofs = || match media_type.strip_prefix(EROFS)?.split_once('+') {
+        None => Some(Compression::None),
+        Some((_, "zstd")) => Some(Compression::Zstd),
+        Some(_) => None,
+    };
+    media_type::layer_compression(media_type).or_else(erofs).ok_or_else(unknown)
+}
+
+/// Layers that are EROFS images, of whatever version (as containerd takes them).
+const EROFS: &str = "application/vnd.erofs.layer";
+
+pub(crate) fn is_erofs(media_type: &str) -> bool {
+    media_type.starts_with(EROFS)
 }
 
 fn made_as(media_type: &str) -> Result<(&str, Compression)> {

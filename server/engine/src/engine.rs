@@ -1,14 +1,14 @@
 //! The engine itself: opening, its parts, closing.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use gantry_content::LocalStore;
 use gantry_metadata::Db;
 use gantry_registry::Registry;
 use gantry_shims::{Forwarded, Shims};
-use gantry_snapshots::{Native, Overlay, OverlayConfig, Snapshotter};
+use gantry_snapshots::{Erofs, ErofsConfig, Native, Overlay, OverlayConfig, Snapshotter};
 use gantry_types::Any;
 use tokio::sync::{RwLock, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -180,7 +180,7 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         Some(remote) => remote,
         None => Arc::new(LocalStore::open(config.root.join("content"))?),
     };
-    let mut snapshotters = open_snapshotters(&config.root.join("snapshots"), repairs);
+    let mut snapshotters = open_snapshotters(&config, repairs);
     for (name, remote) in plugins.snapshotters {
         if snapshotters.insert(name.clone(), remote).is_some() {
             return Err(Error::invalid("proxy_plugins", format!("{name:?} is the name of a built-in snapshotter")));
@@ -216,16 +216,35 @@ fn check_differs(config: &Config, remote: &BTreeMap<String, gantry_plugins::Remo
 }
 
 /// A snapshotter that this kernel or disk cannot carry is left out and named.
-fn open_snapshotters(directory: &Path, repairs: &mut Repairs) -> BTreeMap<String, Arc<dyn Snapshotter>> {
+fn open_snapshotters(config: &Config, repairs: &mut Repairs) -> BTreeMap<String, Arc<dyn Snapshotter>> {
+    let settings = &config.snapshotters;
+    let root =
+        |name: &str, own: &Option<PathBuf>| own.clone().unwrap_or_else(|| config.root.join("snapshots").join(name));
     let mut all: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
-    match Overlay::open(&directory.join("overlayfs"), OverlayConfig::default()) {
-        Ok(overlay) => drop(all.insert("overlayfs".into(), Arc::new(overlay))),
-        Err(error) => repairs.note("snapshotter overlayfs", format!("left out: {error}")),
-    }
-    match Native::open(&directory.join("native")) {
-        Ok(native) => drop(all.insert("native".into(), Arc::new(native))),
-        Err(error) => repairs.note("snapshotter native", format!("left out: {error}")),
-    }
+    let mut add =
+        |name: &str, open: &dyn Fn() -> std::result::Result<Arc<dyn Snapshotter>, gantry_snapshots::Error>| {
+            if settings.disabled.iter().any(|disabled| disabled == name) {
+                return;
+            }
+            match open() {
+                Ok(snapshotter) => drop(all.insert(name.into(), snapshotter)),
+                Err(error) => repairs.note(format!("snapshotter {name}"), format!("left out: {error}")),
+            }
+        };
+    let overlay = OverlayConfig {
+        upperdir_label: settings.overlay.upperdir_label,
+        mount_options: settings.overlay.mount_options.clone(),
+        ..OverlayConfig::default()
+    };
+    add("overlayfs", &|| Ok(Arc::new(Overlay::open(&root("overlayfs", &settings.overlay.root), overlay.clone())?)));
+    add("native", &|| Ok(Arc::new(Native::open(&root("native", &settings.native_root))?)));
+    let erofs = ErofsConfig {
+        overlay_options: settings.erofs.overlay_options.clone(),
+        verity: settings.erofs.enable_fsverity,
+        immutable: settings.erofs.set_immutable,
+        default_size: settings.erofs.default_size,
+    };
+    add("erofs", &|| Ok(Arc::new(Erofs::open(&root("erofs", &settings.erofs.root), erofs.clone())?)));
     all
 }
 

@@ -183,6 +183,8 @@ impl One<'_> {
             deadline: self.scope.deadline,
             limits: self.transfer.core.config.unpack,
             mounts,
+            native: crate::diff::is_erofs(&descriptor.media_type),
+            below: crate::place::Below::Shown,
         };
         let (feed, drain) = stream::pipe();
         match source {
