@@ -112,6 +112,13 @@ impl SpecBuilder {
         if terminal { self.env("TERM=xterm") } else { self }
     }
 
+    /// Gives the process a terminal and nothing else.
+    #[must_use]
+    pub fn process_terminal(mut self, terminal: bool) -> SpecBuilder {
+        self.process().set_terminal(terminal.then_some(true));
+        self
+    }
+
     /// Runs the process as these numeric ids.
     #[must_use]
     pub fn user(mut self, uid: u32, gid: u32, additional: &[u32]) -> SpecBuilder {

@@ -1,0 +1,68 @@
+//! After a start: containers are taken up from their records, and what ended meanwhile is recorded.
+
+use std::sync::Arc;
+
+use gantry_api::pb::runtime::v1::ContainerState;
+use gantry_engine::containers::Container as Record;
+use gantry_engine::tasks::Status;
+use gantry_types::Filter;
+
+use super::create::container_name;
+use super::exit::unknown_exit;
+use super::{Container, record};
+use crate::{Cri, now};
+
+impl Cri {
+    /// Takes up all containers.
+    pub(crate) async fn restore_containers(&self) {
+        let records = self.engine.containers.list(&self.scope, &Filter::default()).await.unwrap_or_default();
+        for record in records {
+            self.restore_container(record).await;
+        }
+    }
+
+    async fn restore_container(&self, of: Record) {
+        let Some((config, facts)) = record::read(&of) else { return };
+        let id = of.id.to_string();
+        let Ok(pod) = self.pods.get(&of.sandbox_id) else {
+            tracing::warn!(id, pod = of.sandbox_id, "a container of a pod that is gone is removed");
+            self.remove_task(&id).await;
+            return self.undo_container(&id, &of.snapshotter).await;
+        };
+        let name = container_name(&config, &pod);
+        let container = Container::new(&id, &pod.id, config, facts, crate::nanoseconds(of.created));
+        self.containers.insert(&container);
+        self.container_names.occupy(&name, &id);
+        self.follow_task(&container).await;
+    }
+
+    /// Learns from the task what became of a container.
+    async fn follow_task(&self, container: &Arc<Container>) {
+        let task = self.engine.tasks.get(&self.scope, &container.id, "").await;
+        match (container.state(), task) {
+            (ContainerState::ContainerExited, Ok(_)) => self.remove_task(&container.id).await,
+            // The start was cut off: nobody was told of it.
+            (ContainerState::ContainerCreated, Ok(task)) if task.status == Status::Created => {
+                self.remove_task(&container.id).await;
+            }
+            (ContainerState::ContainerCreated, Err(_)) | (ContainerState::ContainerExited, Err(_)) => {}
+            (state, Ok(task)) => {
+                if state == ContainerState::ContainerCreated
+                    && let Err(error) = self.set_facts(container, |facts| facts.started_at = now()).await
+                {
+                    tracing::warn!(id = container.id, %error, "the start of a container could not be recorded");
+                }
+                let unknown = task.status == Status::Unknown;
+                container.facts.send_modify(|facts| {
+                    facts.pid = task.pid;
+                    facts.unknown = unknown;
+                });
+                self.watch_container(container);
+            }
+            (_, Err(_)) => {
+                let exit = self.engine.tasks.exit_of(&self.scope, &container.id, "").unwrap_or_else(unknown_exit);
+                self.record_exit(container, exit).await;
+            }
+        }
+    }
+}

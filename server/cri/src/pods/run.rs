@@ -1,0 +1,294 @@
+//! RunPodSandbox: record, files, network and namespaces; what fails leaves nothing behind.
+
+use std::sync::PoisonError;
+
+use gantry_api::pb::runtime::v1 as wire;
+use gantry_engine::containers::{Container as ContainerRecord, Runtime};
+use gantry_engine::sandboxes::{CreateSandbox, Sandbox};
+use gantry_engine::spec::oci_spec::runtime::Spec;
+use gantry_types::Any;
+use prost::Message as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::network::ports_of;
+use super::record::{self, Facts};
+use super::spec::{hostname_of, pod_limits, user_ranges};
+use super::{Pod, SANDBOXER, namespaces_of};
+use crate::config::RuntimeHandler;
+use crate::creations::new_id;
+use crate::events::Kind;
+use crate::files::check_dns;
+use crate::handlers::runtime_of;
+use crate::network;
+use crate::{Cri, Error, Result};
+use std::sync::Arc;
+use wire::NamespaceMode;
+
+/// Type of an OCI configuration in records.
+pub(crate) const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+impl Cri {
+    /// Makes and starts a pod; gives its id. A retry joins.
+    pub(crate) async fn run_pod(&self, request: wire::RunPodSandboxRequest) -> Result<String> {
+        let bytes = request.encode_to_vec();
+        let config = request.config.ok_or_else(|| Error::invalid("config", "must be set"))?;
+        let name = check(&config)?;
+        let id = new_id()?;
+        let (cri, handler, new) = (self.clone(), request.runtime_handler, id.clone());
+        let make = async move {
+            let operation = cri.engine.ops.begin("pod", new.clone(), Some(&cri.scope.namespace), None);
+            cri.make_pod(&new, config, &handler, &operation).await
+        };
+        self.pod_names.join(&name, id, bytes, make).await
+    }
+
+    async fn make_pod(
+        &self,
+        id: &str,
+        config: wire::PodSandboxConfig,
+        handler: &str,
+        operation: &gantry_engine::ops::Entry,
+    ) -> Result<()> {
+        let found = self.handler(handler);
+        let runtime = found.map_err(Error::at(format!("unable to get OCI runtime for sandbox {id:?}")))?.clone();
+        let facts = self.first_facts(handler, &config)?;
+        let pod = Pod::new(id, config, facts, crate::now());
+        operation.stage("recording what is to be made");
+        self.record_pod(&pod, &runtime).await?;
+        let made = self.raise_pod(&pod, &runtime, operation).await;
+        if let Err(error) = made {
+            operation.stage("undoing after a failure");
+            self.undo_pod(id).await;
+            return Err(error);
+        }
+        self.pods.insert(&pod);
+        self.events.tell(self, Kind::Created, &pod.id, &pod).await;
+        self.events.tell(self, Kind::Started, &pod.id, &pod).await;
+        self.watch_pod(&pod);
+        Ok(())
+    }
+
+    fn first_facts(&self, handler: &str, config: &wire::PodSandboxConfig) -> Result<Facts> {
+        let security = super::security_of(config);
+        let labels = self.selinux_labels(security.selinux_options.as_ref(), security.privileged)?;
+        let (process_label, mount_label) = labels;
+        Ok(Facts { handler: handler.to_owned(), process_label, mount_label, ..Facts::default() })
+    }
+
+    /// Everything behind the first record.
+    async fn raise_pod(&self, pod: &Arc<Pod>, handler: &RuntimeHandler, op: &gantry_engine::ops::Entry) -> Result<()> {
+        let config = pod.config();
+        op.stage("writing the pod's files");
+        self.write_files(pod).await?;
+        let options = namespaces_of(&config);
+        let users = user_ranges("config.linux.security_context.namespace_options", &options)?;
+        let own_network = options.network() != NamespaceMode::Node;
+        let netns = self.netns_of(&pod.id);
+        // A network namespace belongs to the user namespace in which it was made.
+        let bound_first = own_network && users.is_none();
+        if bound_first {
+            op.stage("making the network namespace");
+            network::create_namespace(&netns).await.map_err(super::network::failure)?;
+        }
+        let spec = self.pod_spec(pod, handler, bound_first.then_some(netns.as_path()))?;
+        self.record_spec(pod, &spec).await?;
+        op.stage("making the sandbox and its network");
+        let attached = if bound_first {
+            let (made, attached) = tokio::join!(self.create_sandbox(pod), self.connect(pod, handler));
+            made.and(attached).map(Some)?
+        } else {
+            self.create_sandbox(pod).await?;
+            match own_network {
+                true => {
+                    let source = pod.namespace("net");
+                    network::adopt_namespace(&source, &netns).await.map_err(super::network::failure)?;
+                    Some(self.connect(pod, handler).await?)
+                }
+                false => None,
+            }
+        };
+        op.stage("starting the sandbox");
+        let controller = self.engine.sandboxes.controller(SANDBOXER)?;
+        let instance = controller.start(&self.scope, &pod.id).await?;
+        self.set_pod_facts(pod, |facts| {
+            facts.complete = true;
+            facts.pid = instance.pid;
+            if let Some(attached) = attached {
+                facts.ips = attached.ips.iter().map(ToString::to_string).collect();
+                facts.results = attached.results;
+            }
+        })
+        .await?;
+        pod.set_ready(true);
+        Ok(())
+    }
+
+    async fn write_files(&self, pod: &Pod) -> Result<()> {
+        let config = pod.config();
+        let (files, hostname) = (self.pod_files(&pod.id), hostname_of(&config)?);
+        let shared = namespaces_of(&config).ipc() == NamespaceMode::Node;
+        let write = move || {
+            files.write(&hostname, config.dns_config.as_ref())?;
+            if shared { Ok(()) } else { files.mount_shm() }
+        };
+        tokio::task::spawn_blocking(write).await.map_err(|_| Error::Stopped { what: "writing the pod's files" })?
+    }
+
+    /// Makes the sandbox; its namespaces are there then, and who holds them is known.
+    async fn create_sandbox(&self, pod: &Pod) -> Result<()> {
+        let controller = self.engine.sandboxes.controller(SANDBOXER)?;
+        let record = self.engine.sandboxes.get(&self.scope, &pod.id).await?;
+        let create = CreateSandbox { annotations: pod.config().annotations.clone(), ..CreateSandbox::default() };
+        let failed = Error::at(format!("failed to create sandbox {:?}", pod.id));
+        controller.create(&self.scope, &record, create).await.map_err(failed)?;
+        let status = controller.status(&self.scope, &pod.id, false).await?;
+        pod.facts.lock().unwrap_or_else(PoisonError::into_inner).pid = status.pid;
+        Ok(())
+    }
+
+    /// Enters the pod as a sandbox, and as a container for those who know containers only.
+    async fn record_pod(&self, pod: &Pod, handler: &RuntimeHandler) -> Result<()> {
+        let config = pod.config();
+        let sandbox = Sandbox {
+            id: pod.id.parse().map_err(gantry_engine::Error::from)?,
+            labels: record::labels(&config.labels, "sandbox"),
+            runtime: runtime_of(handler),
+            spec: None,
+            sandboxer: SANDBOXER.to_owned(),
+            extensions: record::extensions(&config, &pod.facts())?,
+            created: UNIX_EPOCH,
+            updated: UNIX_EPOCH,
+        };
+        self.engine.sandboxes.create(&self.scope, sandbox).await?;
+        Ok(())
+    }
+
+    async fn record_spec(&self, pod: &Pod, spec: &Spec) -> Result<()> {
+        let value = serde_json::to_vec(spec).map_err(|error| Error::State(format!("sandbox spec: {error}")))?;
+        let spec = Any { type_url: SPEC_TYPE.into(), value };
+        let mut sandbox = self.engine.sandboxes.get(&self.scope, &pod.id).await?;
+        sandbox.spec = Some(spec.clone());
+        let (labels, runtime) = (sandbox.labels.clone(), sandbox.runtime.clone());
+        self.engine.sandboxes.update(&self.scope, sandbox, &["spec".to_owned()]).await?;
+        let container = container_record(pod, labels, runtime, spec)?;
+        self.engine.containers.create(&self.scope, container).await?;
+        Ok(())
+    }
+
+    /// Changes the facts, on the disk first.
+    pub(super) async fn set_pod_facts(&self, pod: &Pod, change: impl FnOnce(&mut Facts)) -> Result<()> {
+        let mut facts = pod.facts();
+        change(&mut facts);
+        let mut sandbox = self.engine.sandboxes.get(&self.scope, &pod.id).await?;
+        sandbox.extensions.insert(record::FACTS.to_owned(), record::facts_any(&facts)?);
+        let field = format!("extensions.{}", record::FACTS);
+        self.engine.sandboxes.update(&self.scope, sandbox, &[field]).await?;
+        *pod.facts.lock().unwrap_or_else(PoisonError::into_inner) = facts;
+        Ok(())
+    }
+
+    /// Notices the end of what holds the pod's namespaces.
+    pub(super) fn watch_pod(&self, pod: &Arc<Pod>) {
+        let (cri, pod) = (self.clone(), Arc::clone(pod));
+        tokio::spawn(async move {
+            let Ok(controller) = cri.engine.sandboxes.controller(SANDBOXER) else { return };
+            let waiting = controller.wait(&cri.scope, &pod.id);
+            if let Some(Ok(_)) = cri.stopping.run_until_cancelled(waiting).await
+                && pod.is_ready()
+            {
+                pod.set_ready(false);
+                cri.events.tell(&cri, Kind::Stopped, &pod.id, &pod).await;
+            }
+        });
+    }
+}
+
+fn container_record(pod: &Pod, labels: gantry_types::Labels, runtime: Runtime, spec: Any) -> Result<ContainerRecord> {
+    Ok(ContainerRecord {
+        id: pod.id.parse().map_err(gantry_engine::Error::from)?,
+        labels,
+        image: String::new(),
+        runtime,
+        spec: Some(spec),
+        snapshotter: String::new(),
+        snapshot_key: String::new(),
+        sandbox_id: pod.id.clone(),
+        extensions: Default::default(),
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
+    })
+}
+
+/// Checks what does not depend on this node; gives the pod's name.
+fn check(config: &wire::PodSandboxConfig) -> Result<String> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata", "must be set"))?;
+    for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)] {
+        if value.is_empty() {
+            return Err(Error::invalid(format!("config.metadata.{field}"), "must not be empty"));
+        }
+    }
+    if let Some(dns) = &config.dns_config {
+        check_dns(dns)?;
+    }
+    check_hostname(&config.hostname)?;
+    check_directory("config.log_directory", &config.log_directory)?;
+    ports_of(config)?;
+    pod_limits(config)?;
+    let options = namespaces_of(config);
+    let field = "config.linux.security_context.namespace_options";
+    user_ranges(field, &options)?;
+    for (name, mode) in [("network", options.network), ("pid", options.pid), ("ipc", options.ipc)] {
+        let known = NamespaceMode::try_from(mode);
+        if known.is_err() || (known == Ok(NamespaceMode::Target)) {
+            return Err(Error::invalid(format!("{field}.{name}"), "must be POD, CONTAINER or NODE for a pod"));
+        }
+    }
+    Ok(super::metadata_name(metadata))
+}
+
+/// A host name as sethostname(2) takes it: at most 64 bytes, no blanks.
+fn check_hostname(name: &str) -> Result<()> {
+    if name.len() > 64 || name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/') {
+        return Err(Error::invalid("config.hostname", "must be at most 64 bytes without blanks and slashes"));
+    }
+    Ok(())
+}
+
+fn check_directory(field: &str, path: &str) -> Result<()> {
+    if !path.is_empty() && (!path.starts_with('/') || path.contains('\0')) {
+        return Err(Error::invalid(field, "must be an absolute path"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> wire::PodSandboxConfig {
+        let text = |text: &str| text.to_owned();
+        let metadata = wire::PodSandboxMetadata { name: text("n"), uid: text("u"), namespace: text("ns"), attempt: 2 };
+        wire::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
+    }
+
+    #[test]
+    fn a_pods_name_is_made_of_its_metadata() {
+        assert_eq!(check(&config()).unwrap(), "n_ns_u_2");
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let refused = |change: &dyn Fn(&mut wire::PodSandboxConfig)| {
+            let mut config = config();
+            change(&mut config);
+            match check(&config) {
+                Err(Error::Invalid { field, .. }) => field,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(refused(&|c| c.metadata = None), "config.metadata");
+        assert_eq!(refused(&|c| c.metadata.as_mut().unwrap().uid.clear()), "config.metadata.uid");
+        assert_eq!(refused(&|c| c.hostname = "a b".into()), "config.hostname");
+        assert_eq!(refused(&|c| c.log_directory = "relative".into()), "config.log_directory");
+    }
+}

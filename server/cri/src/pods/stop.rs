@@ -1,0 +1,113 @@
+//! StopPodSandbox and RemovePodSandbox: both may be asked for again and again.
+
+use std::sync::Arc;
+
+use gantry_types::{ErrorKind, HasKind};
+
+use super::{Pod, SANDBOXER};
+use crate::events::Kind;
+use crate::{Cri, Error, Result};
+
+impl Cri {
+    /// Stops a pod's containers, disconnects it and ends what holds its namespaces; it stays listed. One that is not
+    /// there is no error.
+    pub(crate) async fn stop_pod(&self, id: &str) -> Result<()> {
+        let Some(pod) = found(self.pods.get(id))? else { return Ok(()) };
+        let cri = self.clone();
+        // Runs to its end when the caller goes away.
+        let work = tokio::spawn(async move { cri.halt_pod(&pod).await });
+        work.await.map_err(|_| Error::Stopped { what: "stopping a pod" })?
+    }
+
+    pub(super) async fn halt_pod(&self, pod: &Arc<Pod>) -> Result<()> {
+        let _one = pod.gate.lock().await;
+        let operation = self.engine.ops.begin("pod stop", pod.id.clone(), Some(&self.scope.namespace), None);
+        operation.stage("killing its containers");
+        for container in self.containers.of_pod(&pod.id) {
+            self.halt_container(&container, std::time::Duration::ZERO).await?;
+        }
+        operation.stage("disconnecting it");
+        self.disconnect(&pod.id).await?;
+        operation.stage("ending the sandbox");
+        let was_ready = pod.is_ready();
+        let controller = self.engine.sandboxes.controller(SANDBOXER)?;
+        absent(controller.stop(&self.scope, &pod.id, None).await)?;
+        pod.set_ready(false);
+        if !pod.facts().ips.is_empty() {
+            self.set_pod_facts(pod, |facts| facts.ips.clear()).await?;
+        }
+        let files = self.pod_files(&pod.id);
+        tokio::task::spawn_blocking(move || files.unmount_shm())
+            .await
+            .map_err(|_| Error::Stopped { what: "unmounting a pod's shared memory" })??;
+        if was_ready {
+            self.events.tell(self, Kind::Stopped, &pod.id, pod).await;
+        }
+        Ok(())
+    }
+
+    /// Removes a pod with all its containers, stopping it before. One that is not there is no error.
+    pub(crate) async fn remove_pod(&self, id: &str) -> Result<()> {
+        let Some(pod) = found(self.pods.get(id))? else { return Ok(()) };
+        let cri = self.clone();
+        let work = tokio::spawn(async move {
+            cri.halt_pod(&pod).await?;
+            for container in cri.containers.of_pod(&pod.id) {
+                cri.discard_container(&container).await?;
+            }
+            cri.discard_pod(&pod).await
+        });
+        work.await.map_err(|_| Error::Stopped { what: "removing a pod" })?
+    }
+
+    async fn discard_pod(&self, pod: &Arc<Pod>) -> Result<()> {
+        let _one = pod.gate.lock().await;
+        let there = self.pods.get(&pod.id).is_ok();
+        self.clear_pod(&pod.id).await?;
+        self.pods.remove(&pod.id);
+        let metadata = pod.config().metadata.clone().unwrap_or_default();
+        self.pod_names.free(&super::metadata_name(&metadata), &pod.id);
+        if there {
+            self.events.tell(self, Kind::Deleted, &pod.id, pod).await;
+        }
+        Ok(())
+    }
+
+    /// Removes all that a pod is made of but its network, the record as the last.
+    async fn clear_pod(&self, id: &str) -> Result<()> {
+        let controller = self.engine.sandboxes.controller(SANDBOXER)?;
+        absent(controller.shutdown(&self.scope, id).await)?;
+        let files = self.pod_files(id);
+        let clear = move || files.unmount_shm().and_then(|()| files.remove());
+        tokio::task::spawn_blocking(clear).await.map_err(|_| Error::Stopped { what: "removing a pod's files" })??;
+        absent(self.engine.containers.delete(&self.scope, id).await)?;
+        absent(self.engine.sandboxes.delete(&self.scope, id).await)
+    }
+
+    /// Takes back whatever there is of a pod that was not made to the end.
+    pub(super) async fn undo_pod(&self, id: &str) {
+        if let Err(error) = self.disconnect(id).await {
+            tracing::warn!(id, %error, "network of a pod that failed stays until the next start");
+        }
+        if let Err(error) = self.clear_pod(id).await {
+            tracing::warn!(id, %error, "parts of a pod that failed stay until the next start");
+        }
+    }
+}
+
+/// What is not there, for those who only want it gone.
+pub(crate) fn absent<T: Default>(outcome: gantry_engine::Result<T>) -> Result<T> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
+        other => Ok(other?),
+    }
+}
+
+/// An object, or none where it is not there.
+pub(crate) fn found<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Ok(object) => Ok(Some(object)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

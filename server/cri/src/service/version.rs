@@ -1,0 +1,75 @@
+//! Version, Status, RuntimeConfig: what this runtime is, and whether it is ready.
+
+use std::collections::BTreeMap;
+
+use gantry_api::pb::runtime::v1 as wire;
+use serde_json::json;
+
+use crate::{Cri, Result};
+
+/// Version of the kubelet's side that containerd answers.
+const KUBE_API: &str = "0.1.0";
+
+impl Cri {
+    pub(super) fn version(&self) -> wire::VersionResponse {
+        wire::VersionResponse {
+            version: KUBE_API.into(),
+            runtime_name: "gantry".into(),
+            runtime_version: env!("CARGO_PKG_VERSION").into(),
+            runtime_api_version: "v1".into(),
+        }
+    }
+
+    pub(super) async fn status(&self, verbose: bool) -> Result<wire::StatusResponse> {
+        let network = self.networks.readiness().await;
+        let condition = |kind: &str, status, reason: &str, message: &str| wire::RuntimeCondition {
+            r#type: kind.into(),
+            status,
+            reason: reason.into(),
+            message: message.into(),
+        };
+        let conditions = vec![
+            condition("RuntimeReady", true, "", ""),
+            condition("NetworkReady", network.ready, &network.reason, &network.message),
+        ];
+        Ok(wire::StatusResponse {
+            status: Some(wire::RuntimeStatus { conditions }),
+            info: if verbose { self.info() } else { BTreeMap::new() },
+            runtime_handlers: self.runtime_handlers(),
+            features: Some(wire::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: true,
+            }),
+        })
+    }
+
+    /// All handlers; the default one also under the empty name.
+    fn runtime_handlers(&self) -> Vec<wire::RuntimeHandler> {
+        let features = wire::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
+        let names = std::iter::once(String::new()).chain(self.config.runtime.runtimes.keys().cloned());
+        names.map(|name| wire::RuntimeHandler { name, features: Some(features) }).collect()
+    }
+
+    fn info(&self) -> BTreeMap<String, String> {
+        let config = json!({
+            "defaultRuntimeName": self.config.runtime.default_runtime_name,
+            "runtimes": self.config.runtime.runtimes.keys().collect::<Vec<_>>(),
+            "snapshotter": self.config.images.snapshotter,
+            "stateDir": self.state,
+            "rootDir": self.root,
+        });
+        BTreeMap::from([
+            ("config".to_owned(), config.to_string()),
+            ("cniconfig".to_owned(), self.networks.describe().to_string()),
+        ])
+    }
+
+    pub(super) fn runtime_config(&self) -> Result<wire::RuntimeConfigResponse> {
+        let systemd = self.systemd_cgroups(self.handler("")?);
+        let driver = if systemd { wire::CgroupDriver::Systemd } else { wire::CgroupDriver::Cgroupfs };
+        Ok(wire::RuntimeConfigResponse {
+            linux: Some(wire::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }),
+        })
+    }
+}
