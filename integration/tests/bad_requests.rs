@@ -95,7 +95,13 @@ impl Wire {
         self.start_with(method, namespace, seconds, None)
     }
 
-    fn start_with(&self, method: &str, namespace: Option<&str>, seconds: &str, header: Option<&str>) -> Child {
+    pub(crate) fn start_with(
+        &self,
+        method: &str,
+        namespace: Option<&str>,
+        seconds: &str,
+        header: Option<&str>,
+    ) -> Child {
         let mut command = Command::new(peer_binary("grpcurl"));
         command.args([
             "-plaintext",
@@ -720,10 +726,22 @@ fn sandboxes_mounts_and_streams_that_make_no_sense_are_answered_as_containerd_do
         ask("a sandbox of no runtime", "sandbox.v1.Store/Create", json!({"sandbox": {"sandboxId": "s0"}})),
         ask("its removal", "sandbox.v1.Store/Delete", json!({"sandboxId": "s0"})),
         ask("a broken pattern", "sandbox.v1.Store/List", json!({"filters": ["id~=("]})),
-        ask("a sandbox without a record", "sandbox.v1.Controller/Create", json!({"sandboxId": "none", "sandboxer": "shim"})),
-        ask("a controller of nonsense", "sandbox.v1.Controller/Create", json!({"sandboxId": "none", "sandboxer": "nonsense"})),
+        ask(
+            "a sandbox without a record",
+            "sandbox.v1.Controller/Create",
+            json!({"sandboxId": "none", "sandboxer": "shim"}),
+        ),
+        ask(
+            "a controller of nonsense",
+            "sandbox.v1.Controller/Create",
+            json!({"sandboxId": "none", "sandboxer": "nonsense"}),
+        ),
         ask("no controller", "sandbox.v1.Controller/Status", json!({"sandboxId": "none", "sandboxer": ""})),
-        ask("an update of no sandbox's run", "sandbox.v1.Controller/Update", json!({"sandboxId": "none", "sandboxer": "shim"})),
+        ask(
+            "an update of no sandbox's run",
+            "sandbox.v1.Controller/Update",
+            json!({"sandboxId": "none", "sandboxer": "shim"}),
+        ),
         ask("mounts of no name", "mounts.v1.Mounts/Info", json!({})),
         ask("mounts that are not there", "mounts.v1.Mounts/Info", json!({"name": "none"})),
         ask("the end of what is not there", "mounts.v1.Mounts/Deactivate", json!({"name": "none"})),
@@ -731,13 +749,25 @@ fn sandboxes_mounts_and_streams_that_make_no_sense_are_answered_as_containerd_do
         ask("an update of no mounts", "mounts.v1.Mounts/Update", json!({})),
         ask("an update of mounts that are not there", "mounts.v1.Mounts/Update", json!({"info": {"name": "none"}})),
         ask("no mounts", "mounts.v1.Mounts/Activate", json!({"name": "m"})),
-        ask("mounts without a name", "mounts.v1.Mounts/Activate", json!({"mounts": [{"type": "bind", "source": "/tmp"}]})),
+        ask(
+            "mounts without a name",
+            "mounts.v1.Mounts/Activate",
+            json!({"mounts": [{"type": "bind", "source": "/tmp"}]}),
+        ),
         ask("a broken pattern", "mounts.v1.Mounts/List", json!({"filters": ["name~=("]})),
         ask("a cleanup by no snapshotter", "snapshots.v1.Snapshots/Cleanup", json!({"snapshotter": "nonsense"})),
         ask("a half filter", "containers.v1.Containers/ListStream", json!({"filters": ["id=="]})),
         ask("a forwarded nothing", "events.v1.Events/Forward", json!({})),
-        ask("a forwarded event of no topic", "events.v1.Events/Forward", json!({"envelope": {"namespace": "default", "event": nonsense}})),
-        ask("a forwarded event of no namespace", "events.v1.Events/Forward", json!({"envelope": {"topic": "/a/b", "event": nonsense}})),
+        ask(
+            "a forwarded event of no topic",
+            "events.v1.Events/Forward",
+            json!({"envelope": {"namespace": "default", "event": nonsense}}),
+        ),
+        ask(
+            "a forwarded event of no namespace",
+            "events.v1.Events/Forward",
+            json!({"envelope": {"topic": "/a/b", "event": nonsense}}),
+        ),
         ask(
             "a forwarded event without a time",
             "events.v1.Events/Forward",
@@ -757,7 +787,8 @@ fn sandboxes_mounts_and_streams_that_make_no_sense_are_answered_as_containerd_do
 #[test]
 fn every_method_of_the_api_is_asked_something_wrong() {
     let here = include_str!("bad_requests.rs");
-    let missing: Vec<String> = methods().into_iter().filter(|method| !here.contains(&format!("\"{method}\""))).collect();
+    let missing: Vec<String> =
+        methods().into_iter().filter(|method| !here.contains(&format!("\"{method}\""))).collect();
     assert!(missing.is_empty(), "no wrong request for {missing:?}");
 }
 

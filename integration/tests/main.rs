@@ -12,6 +12,7 @@ mod gctr;
 mod go_client;
 mod hostile;
 mod layering;
+mod mounts;
 mod restart;
 mod service;
 mod tour;

@@ -76,8 +76,9 @@ func register(server *grpc.Server, store content.Store) {
 	diffapi.RegisterDiffServer(server, differ)
 }
 
-// passOn gives namespace and lease of a call to the calls that are made for it.
-func passOn(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+// passOn writes a call down, and gives its namespace and lease to the calls that are made for it.
+func passOn(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	log.Print("call ", info.FullMethod)
 	if headers, ok := metadata.FromIncomingContext(ctx); ok {
 		kept := metadata.MD{}
 		for _, name := range []string{"containerd-namespace", "containerd-lease"} {

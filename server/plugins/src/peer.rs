@@ -17,7 +17,9 @@ pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a call may take that only looks something up or notes it down.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
-/// How long a call may take that moves files: a layer may be fetched, a directory be copied or deleted.
+/// How long a removal may take; collections wait for it.
+pub(crate) const REMOVAL: Duration = Duration::from_secs(120);
+/// How long a call may take that moves files: a layer may be fetched, a directory be copied.
 pub(crate) const SLOW: Duration = Duration::from_secs(600);
 /// How long a call may take that reads or writes a whole layer.
 pub(crate) const LAYER: Duration = Duration::from_secs(3600);

@@ -10,7 +10,7 @@ use gantry_snapshots::{Error, Info, Kind, Snapshotter, Usage};
 use gantry_types::{ErrorKind, Filter, Labels, Mount, Namespace};
 use tonic::transport::Channel;
 
-use crate::peer::{Failure, MAX_MESSAGE, Peer, QUICK, SLOW};
+use crate::peer::{Failure, MAX_MESSAGE, Peer, QUICK, REMOVAL, SLOW};
 
 type Client = wire::snapshots_client::SnapshotsClient<Channel>;
 
@@ -152,7 +152,7 @@ impl Snapshotter for RemoteSnapshotter {
 
     async fn remove(&self, key: &str) -> Result<(), Error> {
         let message = wire::RemoveSnapshotRequest { snapshotter: self.name(), key: key.into() };
-        Ok(call!(self.remove, key, SLOW, message)?)
+        Ok(call!(self.remove, key, REMOVAL, message)?)
     }
 
     async fn walk(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
@@ -171,7 +171,7 @@ impl Snapshotter for RemoteSnapshotter {
 
     async fn cleanup(&self) -> Result<(), Error> {
         let message = wire::CleanupRequest { snapshotter: self.name() };
-        match call!(self.cleanup, "", SLOW, message) {
+        match call!(self.cleanup, "", REMOVAL, message) {
             // Not every plug-in has something to clean up.
             Err(failure) if failure.kind == ErrorKind::Unimplemented => Ok(()),
             done => Ok(done?),

@@ -1,9 +1,11 @@
 //! Removing what a plan names: the records, slice by slice, and what stood behind them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use gantry_metadata::gc::{Node, Removal};
 use gantry_metadata::{Plan, Target};
 use gantry_ttrpc::pb::containerd::events::{ContentDelete, SnapshotRemove};
-use gantry_types::{Digest, HasKind, Namespace};
+use gantry_types::{Digest, ErrorKind, HasKind, Namespace};
 
 use super::{Collected, Gc, PATIENCE, SLICE};
 use crate::Result;
@@ -61,20 +63,44 @@ async fn delete_blobs(core: &Core, digests: &[Digest]) -> u64 {
 /// Removes snapshots that no namespace sees, children first. One that a child was put upon meanwhile is tried again
 /// after that child has gone.
 async fn remove_snapshots(core: &Core, snapshots: &[(String, String)]) -> u64 {
-    let mut removed = 0;
+    let remote = remote_snapshots(core, snapshots);
+    let (mut removed, mut silent) = (0, BTreeSet::new());
     for (name, internal) in snapshots {
         let Some(snapshotter) = core.snapshotters.get(name) else { continue };
         // A layer that a snapshotter of another process had already may be known under several names.
-        if snapshotter.is_remote() && core.db.known_snapshots(name).contains(internal) {
+        if remote.get(name.as_str()).is_some_and(|known| known.contains(internal)) {
+            continue;
+        }
+        if silent.contains(name) {
+            core.garbage.leave_snapshot(name, internal);
             continue;
         }
         let outcome = snapshotter.remove(internal).await;
-        if outcome.as_ref().is_err_and(|error| error.kind() != gantry_types::ErrorKind::NotFound) {
-            core.garbage.leave_snapshot(name, internal);
+        match outcome.as_ref().err().map(HasKind::kind) {
+            None | Some(ErrorKind::NotFound) => {}
+            Some(kind) => {
+                core.garbage.leave_snapshot(name, internal);
+                // The others would wait as long.
+                if matches!(kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) && snapshotter.is_remote() {
+                    silent.insert(name);
+                }
+            }
         }
         removed += u64::from(was_done("snapshot", internal, outcome));
     }
+    for name in remote.keys().filter(|name| !silent.iter().any(|silent| silent == *name)) {
+        if let Some(snapshotter) = core.snapshotters.get(*name) {
+            was_done("cleanup", name, snapshotter.cleanup().await);
+        }
+    }
     removed
+}
+
+/// What is known of the snapshotters of other processes that are among these.
+fn remote_snapshots<'s>(core: &Core, snapshots: &'s [(String, String)]) -> BTreeMap<&'s str, BTreeSet<String>> {
+    let names: BTreeSet<&str> = snapshots.iter().map(|(name, _)| name.as_str()).collect();
+    let is_remote = |name: &&str| core.snapshotters.get(*name).is_some_and(|found| found.is_remote());
+    names.into_iter().filter(is_remote).map(|name| (name, core.db.known_snapshots(name))).collect()
 }
 
 /// What goes by itself is announced like what is deleted.

@@ -26,7 +26,8 @@ impl SandboxController for RemoteSandboxer {
             sandbox: Some(to_wire(sandbox)),
             sandboxer: self.name().into(),
         };
-        Ok(drop(self.create(scope, message).await?))
+        self.create(scope, message).await?;
+        Ok(())
     }
 
     async fn start(&self, scope: &Scope, id: &str) -> Result<Instance> {
@@ -54,7 +55,8 @@ impl SandboxController for RemoteSandboxer {
             timeout_secs: timeout.map_or(0, |timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX)),
             sandboxer: self.name().into(),
         };
-        Ok(drop(self.stop(scope, message).await?))
+        self.stop(scope, message).await?;
+        Ok(())
     }
 
     /// The other process may end and start again meanwhile.
@@ -92,7 +94,8 @@ impl SandboxController for RemoteSandboxer {
 
     async fn shutdown(&self, scope: &Scope, id: &str) -> Result<()> {
         let message = wire::ControllerShutdownRequest { sandbox_id: id.into(), sandboxer: self.name().into() };
-        Ok(drop(self.shutdown(scope, message).await?))
+        self.shutdown(scope, message).await?;
+        Ok(())
     }
 
     async fn metrics(&self, scope: &Scope, id: &str) -> Result<Option<Metric>> {
@@ -111,7 +114,8 @@ impl SandboxController for RemoteSandboxer {
             sandbox: Some(to_wire(sandbox)),
             fields: fields.to_vec(),
         };
-        Ok(drop(self.update(scope, message).await?))
+        self.update(scope, message).await?;
+        Ok(())
     }
 }
 
