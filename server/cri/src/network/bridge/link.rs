@@ -8,7 +8,10 @@ use netlink_packet_core::{DefaultNla, Emitable, NetlinkSerializable, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Route;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use nix::net::if_::if_nametoindex;
@@ -50,10 +53,9 @@ pub(super) fn add_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Request {
     request(Route::NewLink(message), CREATE | EXCLUSIVE)
 }
 
-/// Makes a pair of devices; both ends are up.
+/// Makes a pair of devices. This end is up; the kernel cannot set the other up before they are a pair.
 pub(super) fn add_veth(veth: &Veth) -> Request {
     let mut peer = LinkMessage::default();
-    set_up(&mut peer);
     peer.attributes = vec![
         LinkAttribute::IfName(veth.peer.into()),
         LinkAttribute::Address(veth.peer_mac.to_vec()),
@@ -72,6 +74,19 @@ pub(super) fn add_veth(veth: &Veth) -> Request {
     ];
     message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
     request(Route::NewLink(message), CREATE | EXCLUSIVE)
+}
+
+/// Lets a bridge send a packet back by the port that it came from: a pod reaches itself by its host port.
+pub(super) fn reflect(port: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(port.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ]),
+    ];
+    request(Route::NewLink(message), 0)
 }
 
 /// Removes a link by name.

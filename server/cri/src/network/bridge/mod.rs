@@ -220,6 +220,9 @@ impl Plan {
             made => made,
         };
         made.map_err(failed("make the link"))?;
+        if !self.holding.ports.is_empty() {
+            host.all(&[link::reflect(&port)]).map_err(failed("let it reach itself"))?;
+        }
         self.limit(&mut host, &port, self.limits.ingress_rate, self.limits.ingress_burst)?;
         enter_file(&namespace)?;
         let mut inside = Socket::route().map_err(failed("open netlink"))?;
@@ -230,7 +233,7 @@ impl Plan {
     /// Addresses and routes inside the pod.
     fn configure(&self, inside: &mut Socket) -> io::Result<()> {
         let link = link::index(INTERFACE)?;
-        let mut requests = Vec::new();
+        let mut requests = vec![link::up(INTERFACE)?];
         for (address, subnet) in self.addresses() {
             requests.push(link::add_address(link, address, subnet.prefix()));
             requests.push(link::add_default_route(link, subnet.gateway()));
