@@ -1,5 +1,6 @@
 //! The stored form of a record: version byte, edges, body. Large opaque messages are compressed with a dictionary.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -51,7 +52,7 @@ pub(crate) fn encode(edges: &[Edge], body: &impl Serialize) -> Result<Vec<u8>, p
 
 /// The body.
 pub(crate) fn decode<'a, B: Deserialize<'a>>(bytes: &'a [u8]) -> Result<B, Unreadable> {
-    let (_, body) = postcard::take_from_bytes::<Skipped>(versioned(bytes)?)?;
+    let (_, body) = postcard::take_from_bytes::<Skipped<'_>>(versioned(bytes)?)?;
     Ok(postcard::from_bytes(body)?)
 }
 
@@ -60,8 +61,34 @@ pub(crate) fn edges(bytes: &[u8]) -> Result<Vec<Edge>, Unreadable> {
     Ok(postcard::take_from_bytes(versioned(bytes)?)?.0)
 }
 
-/// Edges that are read and dropped.
-type Skipped = Vec<Edge>;
+/// Edges that are read and dropped, without a copy of their texts.
+type Skipped<'a> = Vec<EdgeForm<'a>>;
+
+/// The form of [`Edge`], variant by variant.
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "only their lengths count")]
+enum EdgeForm<'a> {
+    Root,
+    #[serde(borrow)]
+    Refers(TargetForm<'a>),
+    BackRefers(TargetForm<'a>),
+    Parent(&'a str),
+    Expires(i64),
+    Flat,
+}
+
+/// The form of [`crate::Target`], variant by variant.
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "only their lengths count")]
+enum TargetForm<'a> {
+    Content(&'a str),
+    Snapshot { snapshotter: &'a str, key: &'a str },
+    Image(&'a str),
+    Container(&'a str),
+    Sandbox(&'a str),
+    Lease(&'a str),
+    Ingest(&'a str),
+}
 
 fn versioned(bytes: &[u8]) -> Result<&[u8], Unreadable> {
     match bytes.split_first() {
@@ -127,6 +154,14 @@ pub(crate) fn unpack(packed: Packed) -> Result<Any, Unreadable> {
     Ok(Any { type_url: packed.type_url, value })
 }
 
+/// The message behind what is stored of it.
+pub(crate) fn unpacked(bytes: &[u8], length: Option<u32>) -> Result<Cow<'_, [u8]>, Unreadable> {
+    match length {
+        None => Ok(Cow::Borrowed(bytes)),
+        Some(length) => decompress(bytes, length as usize).map(Cow::Owned).map_err(Unreadable::Packed),
+    }
+}
+
 fn compress(value: &[u8]) -> std::io::Result<Vec<u8>> {
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {
@@ -180,6 +215,27 @@ mod tests {
                 let _ = decode::<(String, Packed)>(bytes).map(|(_, packed)| unpack(packed));
             }
         }
+    }
+
+    #[test]
+    fn edges_of_every_kind_are_passed_over() {
+        use crate::Target::{Container, Content, Image, Ingest, Lease, Sandbox, Snapshot};
+        let text = || "some text".to_owned();
+        let snapshot = Snapshot { snapshotter: text(), key: text() };
+        let targets = [
+            Content(text()),
+            snapshot,
+            Image(text()),
+            Container(text()),
+            Sandbox(text()),
+            Lease(text()),
+            Ingest(text()),
+        ];
+        let mut all = vec![Edge::Root, Edge::Parent(text()), Edge::Expires(-7), Edge::Flat];
+        all.extend(targets.iter().cloned().map(Edge::Refers).chain(targets.iter().cloned().map(Edge::BackRefers)));
+        let stored = encode(&all, &"body").unwrap();
+        assert_eq!(decode::<&str>(&stored).unwrap(), "body");
+        assert_eq!(edges(&stored).unwrap(), all);
     }
 
     #[test]

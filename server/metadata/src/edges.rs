@@ -29,6 +29,21 @@ pub enum Target {
     Ingest(String),
 }
 
+impl Target {
+    /// Digest, key, name, id or ref.
+    pub fn name(&self) -> &str {
+        match self {
+            Target::Content(name)
+            | Target::Snapshot { key: name, .. }
+            | Target::Image(name)
+            | Target::Container(name)
+            | Target::Sandbox(name)
+            | Target::Lease(name)
+            | Target::Ingest(name) => name,
+        }
+    }
+}
+
 /// What a record says about who stays alive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Edge {

@@ -34,6 +34,7 @@ mod store;
 mod stored;
 mod table;
 mod tx;
+mod view;
 
 pub use blobs::Blobs;
 pub use collect::{CollectOptions, Collected, Plan};
@@ -53,3 +54,4 @@ pub use recover::Report;
 pub use sandboxes::Sandboxes;
 pub use scan::Scan;
 pub use snapshots::{Committed, Snapshots};
+pub use view::{AnyView, ContainerView, DescriptorView, ImageView, Viewed};

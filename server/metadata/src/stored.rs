@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, Packed, Time, Unreadable, pack, system_time, time, unpack};
 use crate::edges::{Edge, Target, of_labels, seconds};
 use crate::keys::{self, Kind};
-use crate::table::{Record, clean};
+use crate::table::{Record, clean, damaged};
 use crate::{
     Blob, Container, Error, Image, Ingest, Lease, NamespaceRecord, Object, Runtime, Sandbox, Snapshot, SnapshotKind,
 };
@@ -35,7 +35,7 @@ fn decode<'a, R: Record, B: Deserialize<'a>>(
 ) -> Result<R, Error> {
     let text = std::str::from_utf8(name).map_err(|_| content("the name is not text"));
     let record = text.and_then(|text| form(codec::decode(bytes)?, text));
-    record.map_err(|e| Error::Damaged { object: Object::new(R::KIND.noun(), R::display(name)), reason: e.to_string() })
+    record.map_err(|e| damaged::<R>(name, &e))
 }
 
 fn content(error: impl ToString) -> Unreadable {

@@ -101,6 +101,10 @@ impl Db {
     }
 }
 
+pub(crate) fn damaged<R: Record>(name: &[u8], reason: &dyn std::fmt::Display) -> Error {
+    Error::Damaged { object: Object::new(R::KIND.noun(), R::display(name)), reason: reason.to_string() }
+}
+
 pub(crate) fn not_found<R: Record>(name: &[u8]) -> Error {
     Error::NotFound(Object::new(R::KIND.noun(), R::display(name)))
 }

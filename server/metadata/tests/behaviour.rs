@@ -499,3 +499,68 @@ async fn a_scan_is_not_disturbed_by_writes_behind_it() {
     assert_eq!(scan.count(), 9);
     assert_eq!(s.db.images(&s.ns).scan().count(), 1);
 }
+
+#[tokio::test]
+async fn what_is_written_while_a_collection_goes_on_stays_and_what_it_refers_to() {
+    let s = store();
+    let (blobs, leases) = (s.db.blobs(&s.ns), s.db.leases(&s.ns));
+    let digests: Vec<Digest> = (0..40_u8).map(|number| Digest::of(&[number])).collect();
+    for (number, digest) in digests.iter().enumerate() {
+        let refers = match digests.get(number + 1).filter(|_| number % 2 == 0) {
+            Some(next) => labels([("containerd.io/gc.ref.content.0", next.as_str())]),
+            None => Labels::new(),
+        };
+        blobs.create(digest.clone(), 1, refers, None, None).await.unwrap();
+    }
+    let mut plan = s.db.plan(&CollectOptions::now());
+    assert_eq!(plan.removals().len(), 40);
+    let last = plan.removals().last().unwrap().node.clone();
+    // One is taken into a lease by the record itself, one by the reference of another.
+    let rescued = digests.iter().position(|digest| *last.target.name() == *digest.as_str()).unwrap() & !1;
+    leases.create("l", Labels::new()).await.unwrap();
+    leases.add_resource("l", Resource::Content(digests[rescued].clone())).await.unwrap();
+    let mut slices = 0;
+    while !plan.is_empty() {
+        let (rest, collected) = s.db.remove_next(plan, 7).await.unwrap();
+        assert!(collected.removed.len() <= 7);
+        plan = rest;
+        slices += 1;
+    }
+    assert!(slices >= 6);
+    let left: Vec<Digest> = blobs.scan().map(|blob| blob.unwrap().digest).collect();
+    let mut expected = vec![digests[rescued].clone(), digests[rescued + 1].clone()];
+    expected.sort();
+    assert_eq!(left, expected);
+    assert_eq!(s.db.collect(CollectOptions::now()).await.unwrap(), Default::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_have_their_turn_between_the_slices_of_a_collection() {
+    let s = store();
+    for number in 0..3000_u32 {
+        let digest = Digest::of(&number.to_le_bytes());
+        let blobs = s.db.blobs(&s.ns);
+        if number % 100 == 99 { drop(blobs.create(digest, 1, Labels::new(), None, None).await.unwrap()) } else {
+            let (db, ns) = (s.db.clone(), s.ns.clone());
+            tokio::spawn(async move { db.blobs(&ns).create(digest, 1, Labels::new(), None, None).await });
+        }
+    }
+    while s.db.blobs(&s.ns).scan().count() < 3000 {
+        tokio::task::yield_now().await;
+    }
+    let (db, ns) = (s.db.clone(), s.ns.clone());
+    let collecting = tokio::spawn(async move {
+        let mut plan = db.plan(&CollectOptions::now());
+        while !plan.is_empty() {
+            plan = db.remove_next(plan, 64).await.unwrap().0;
+        }
+    });
+    let mut written = 0;
+    while !collecting.is_finished() {
+        s.db.leases(&ns).create(&format!("l{written}"), Labels::new()).await.unwrap();
+        written += 1;
+    }
+    collecting.await.unwrap();
+    // 47 slices: each writer that came meanwhile waited for one or two of them.
+    assert!(written >= 10, "only {written} writes during a whole collection");
+}
