@@ -132,6 +132,18 @@ impl Daemon {
         Outcome::of(command, COMMAND)
     }
 
+    /// Whether the daemon's process has ended; one that is about to gets a moment.
+    pub fn has_ended(&mut self) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            if self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some())) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
+    }
+
     /// Kills the daemon with SIGKILL, as a crash would.
     pub fn crash(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -61,6 +61,13 @@ const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
 /// Stands for the code where containerd itself does not survive the request: then ours must only be an error.
 const DIES: &str = "containerd dies";
 
+impl Request {
+    /// `Service/Method` below `containerd.services`.
+    pub(crate) fn method(&self) -> &'static str {
+        self.method
+    }
+}
+
 pub(crate) fn ask(what: &'static str, method: &'static str, message: Value) -> Request {
     Request { what, method, namespace: Some("default".into()), messages: vec![message] }
 }
@@ -145,7 +152,8 @@ impl Wire {
         let code = text.lines().find_map(|line| line.trim().strip_prefix("Code: ")).map(str::to_owned);
         let code =
             code.unwrap_or_else(|| if output.status.success() { "OK".into() } else { format!("no code: {text}") });
-        (code, text.chars().take(300).collect())
+        let text = if code == "OK" { String::from_utf8_lossy(&output.stdout).into_owned() } else { text };
+        (code, text.chars().take(3000).collect())
     }
 
     /// Insists that a request is answered well.

@@ -1,8 +1,11 @@
 //! Our own client: the same road, tables for people, JSON for programs, the container's exit code.
 
+use std::time::Duration;
+
 use gantry_integration::images::{Image, busybox_root};
+use gantry_integration::lab::our_binary;
 use gantry_integration::registry::DockerRegistry;
-use gantry_integration::{Daemon, Lab};
+use gantry_integration::{Daemon, Lab, Outcome};
 use serde_json::Value;
 
 #[test]
@@ -61,5 +64,59 @@ fn gctr_says_what_is_wrong_in_one_line() {
     daemon.gctr(&["--namespace", "../x", "ps"]).code(2);
     let nowhere = lab.path("nowhere.sock");
     daemon.gctr(&["--address", &nowhere.to_string_lossy(), "ps"]).fails_with("cannot reach the daemon");
+    daemon.stop_clean();
+}
+
+/// Runs a shell command in a terminal of 33 rows and 99 columns, by util-linux's `script`, and types `input` into it.
+fn in_a_terminal(daemon: &Daemon, command: &str, input: &str) -> Outcome {
+    let gctr = our_binary("gctr");
+    let line = format!("stty rows 33 cols 99; {} {command}", gctr.display());
+    let mut shell = daemon.command("/bin/sh");
+    shell.env("GANTRY_ADDRESS", daemon.address()).env("TERM", "xterm");
+    shell.env("LINE", line).env("TYPED", input);
+    // What is typed waits until the terminal is the container's; its end would be taken for a hang-up.
+    shell.args(["-c", "(sleep 0.6; printf \"$TYPED\"; sleep 1.5) | script -qec \"$LINE\" /dev/null"]);
+    Outcome::of(shell, Duration::from_secs(30))
+}
+
+#[test]
+fn a_terminal_goes_all_the_way_and_a_pull_draws_bars_on_one() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let daemon = Daemon::start(&lab);
+    let image = Image::new(&lab, "busybox").layer(&busybox_root(&lab)).push(&registry.host(), "busybox");
+    let pull = in_a_terminal(&daemon, &format!("pull {image}"), "");
+    assert!(pull.ok().contains("\u{1b}[") && pull.stdout.contains(&image), "{pull}");
+    let id = lab.id("t");
+    let script = "/bin/busybox stty size; /bin/busybox tty; exit 9";
+    let out = in_a_terminal(&daemon, &format!("run --rm -t {image} {id} /bin/sh -c '{script}'"), "");
+    out.code(9);
+    assert!(out.stdout.contains("33 99") && out.stdout.contains("/dev/pts/"), "{out}");
+    // A shell that is typed into.
+    let out = in_a_terminal(&daemon, &format!("run --rm -t {image} {id} /bin/sh"), "echo $((40+2))\\nexit 7\\n");
+    out.code(7);
+    assert!(out.stdout.contains("42"), "{out}");
+    let bg = lab.id("bg");
+    daemon.gctr(&["run", "-d", &image, &bg, "/bin/sleep", "1000"]).ok();
+    let out = in_a_terminal(&daemon, &format!("exec -t {bg} /bin/sh"), "/bin/busybox stty size\\nexit 5\\n");
+    out.code(5);
+    assert!(out.stdout.contains("33 99"), "{out}");
+    daemon.gctr(&["rm", &bg]).fails_with(&bg);
+    daemon.gctr(&["rm", "--force", &bg]).ok();
+    assert_eq!(daemon.gctr(&["--json", "ps"]).ok(), "");
+    daemon.assert_nothing_leaked();
+    daemon.stop_clean();
+}
+
+#[test]
+fn gctr_shows_what_runs_what_would_go_and_whose_the_bytes_are() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    assert!(daemon.gctr(&["gc", "--dry-run"]).ok().contains("0 records would go"));
+    assert!(daemon.gctr(&["gc"]).ok().contains("0 records went"));
+    assert!(daemon.gctr(&["ops"]).ok().starts_with("ID"));
+    let du = daemon.gctr(&["du"]);
+    assert!(du.ok().lines().last().is_some_and(|line| line.starts_with("total")), "{du}");
+    assert!(daemon.gctr(&["du", "--all"]).ok().contains("metadata"));
     daemon.stop_clean();
 }

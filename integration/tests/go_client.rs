@@ -44,6 +44,16 @@ fn the_snapshot_suite_passes_on_native() {
 }
 
 #[test]
+fn the_snapshot_suite_passes_on_erofs() {
+    go_test("TestErofs");
+}
+
+#[test]
 fn a_go_program_runs_a_container_by_the_official_client() {
     go_test("TestTask");
+}
+
+#[test]
+fn calls_that_a_go_client_gives_up_leave_no_lock_no_permit_and_no_operation() {
+    go_test("TestCancelled");
 }

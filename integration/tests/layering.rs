@@ -42,6 +42,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-client", &["gantry-types", "gantry-spec", "gantry-api"]),
     ("gctr", &["gantry-types", "gantry-client"]),
     ("gantry-integration", &["gantry-types", "gantry-registry"]),
+    (
+        "gantry-fuzz",
+        &[
+            "gantry-types",
+            "gantry-ttrpc",
+            "gantry-layer",
+            "gantry-metadata",
+            "gantry-registry",
+            "gantry-engine",
+            "gantry-daemon",
+        ],
+    ),
 ];
 
 /// External crates that only some of ours may name.

@@ -16,10 +16,13 @@ pub mod diff;
 mod engine;
 mod error;
 pub mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gc;
 pub mod images;
 mod keyed;
 pub mod leases;
+mod live;
 mod monitor;
 pub mod mounts;
 pub mod namespaces;
@@ -34,13 +37,16 @@ mod stream;
 pub mod tasks;
 pub mod transfer;
 pub mod usage;
+mod verify;
 
 pub use config::{
     Config, ErofsSettings, GcConfig, ImageVerifier, OverlaySettings, ProxyKind, ProxyPlugin, SnapshotterConfigs,
     StreamProcessor, UnpackLimits, UnpackPlatform,
 };
+pub use crate::core::Listing;
 pub use engine::{Engine, OpenReport, Repair};
 pub use error::{Error, Result};
+pub use gantry_metadata::Viewed;
 pub use gantry_registry::Config as RegistryConfig;
 pub use gantry_registry::hosts::check as check_hosts;
 pub use gantry_spec as spec;

@@ -23,6 +23,11 @@ use crate::tasks::{Create, Process, Tasks};
 use crate::{Error, Result};
 use rules::{Change, Wish, decide};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn output(uri: &str) -> Option<String> {
+    rules::output(uri).ok()
+}
+
 /// How long a killed task may take to end.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 

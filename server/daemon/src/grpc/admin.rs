@@ -27,7 +27,10 @@ impl Admin for Services {
 
     type CollectGarbageStream = Answers<wire::CollectGarbageResponse>;
 
-    async fn collect_garbage(&self, request: Request<wire::CollectGarbageRequest>) -> Reply<Self::CollectGarbageStream> {
+    async fn collect_garbage(
+        &self,
+        request: Request<wire::CollectGarbageRequest>,
+    ) -> Reply<Self::CollectGarbageStream> {
         let r = request.into_inner();
         let namespaces = r.namespaces.iter().map(|name| name.parse()).collect::<Result<Vec<Namespace>, _>>();
         let namespaces = namespaces.map_err(status::of)?;

@@ -132,7 +132,7 @@ fn policy(text: &str) -> Result<Policy, String> {
 }
 
 /// An output that may be used: `file:///PATH` or `binary:///PATH?ARGUMENTS`, the path absolute, without `..`.
-fn output(uri: &str) -> Result<String, String> {
+pub(super) fn output(uri: &str) -> Result<String, String> {
     let refuse = |why: &str| Err(format!("{LOG_URI} {:?}: {why}", uri.chars().take(120).collect::<String>()));
     let Some((scheme, rest)) = uri.split_once("://") else { return refuse("it has no scheme") };
     if !matches!(scheme, "file" | "binary") {

@@ -233,7 +233,7 @@ fn chunk(from: &mut impl Read, left: u64) -> Result<Bytes> {
 }
 
 /// A path of the archive without `.`; nothing may lead out.
-fn clean(path: &Path) -> Result<PathBuf> {
+pub(crate) fn clean(path: &Path) -> Result<PathBuf> {
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {
@@ -291,6 +291,13 @@ struct DockerEntry {
     repo_tags: Option<Vec<String>>,
     #[serde(default)]
     layers: Vec<String>,
+}
+
+/// The paths that a `manifest.json` names.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn docker_paths(bytes: &[u8]) -> Vec<String> {
+    let entries: Vec<DockerEntry> = serde_json::from_slice(bytes).unwrap_or_default();
+    entries.into_iter().flat_map(|entry| entry.layers.into_iter().chain([entry.config])).collect()
 }
 
 /// Makes manifests and an index for an archive in Docker's form.

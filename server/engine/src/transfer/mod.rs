@@ -2,8 +2,9 @@
 
 mod blobs;
 mod export;
+mod extract;
 mod fetch;
-mod import;
+pub(crate) mod import;
 mod lazy;
 pub(crate) mod manifest;
 mod names;
