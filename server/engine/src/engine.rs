@@ -22,16 +22,20 @@ use crate::gc::{Garbage, Gc};
 use crate::images::Images;
 use crate::keyed::Keyed;
 use crate::leases::Leases;
+use crate::live::Live;
 use crate::monitor::Monitor;
 use crate::mounts::Mounts;
 use crate::namespaces::Namespaces;
 use crate::ops::Ops;
 use crate::restore::{Repairs, reconcile, restore_tasks};
-use crate::sandboxes::Sandboxes;
+use crate::sandboxes::{PODSANDBOX, SHIM, Sandboxes, ShimController};
 use crate::snapshots::Snapshots;
 use crate::tasks::Tasks;
 use crate::transfer::Transfer;
 use crate::{Config, Error, Result, plugins};
+
+/// The name by which the restart monitor is left out.
+const RESTART_MONITOR: &str = "io.containerd.monitor.container.v1.restart";
 
 /// A running engine. Cheap to clone; clones are the same engine.
 #[derive(Clone)]
@@ -108,9 +112,16 @@ impl Engine {
         }
         // Events that waited in the shims come while the tasks are found again.
         tokio::spawn(take_in(engine.tasks.clone(), reports, core.stop.clone()));
+        crate::tasks::pipes::clear(&engine.core.config.state);
         let tasks = restore_tasks(&engine.tasks, &mut repairs).await;
+        crate::sandboxes::restore(&engine.tasks, &mut repairs).await;
+        for (name, visible) in [(SHIM, false), (PODSANDBOX, true)] {
+            engine.sandboxes.register(name, Arc::new(ShimController::new(&engine.tasks, visible)));
+        }
         tokio::spawn(engine.gc.clone().serve());
-        tokio::spawn(Monitor::new(&core, engine.containers.clone(), engine.tasks.clone()).serve());
+        if !core.config.disabled.iter().any(|part| part == RESTART_MONITOR) {
+            tokio::spawn(Monitor::new(&core, engine.containers.clone(), engine.tasks.clone()).serve());
+        }
         engine.gc.schedule();
         Ok((engine, OpenReport { repairs: repairs.0, tasks }))
     }
@@ -144,6 +155,13 @@ impl Engine {
     /// The settings it was opened with.
     pub fn config(&self) -> &Config {
         &self.core.config
+    }
+
+    /// Takes over other settings of registries and other shim binaries by runtime name. What runs goes on as it began;
+    /// [`Engine::config`] still gives the settings of the start.
+    pub fn reload(&self, registry: gantry_registry::Config, runtimes: BTreeMap<String, PathBuf>) {
+        self.core.registry.set(Registry::new(registry));
+        self.tasks.shims.set_runtimes(runtimes);
     }
 
     /// What a shim says about itself and its runtime (`-info`): a `containerd.types.RuntimeInfo`.
@@ -193,7 +211,7 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         snapshotters,
         differs: plugins.differs,
         sandboxers: plugins.sandboxers,
-        registry: Registry::new(config.registry.clone()),
+        registry: Live::new(Registry::new(config.registry.clone())),
         events: Events::new(config.event_log),
         ops: Ops::default(),
         joint: RwLock::new(()),

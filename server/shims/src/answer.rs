@@ -1,5 +1,7 @@
 //! What a shim answers to `start`: protobuf, JSON, or just its address.
 
+use std::collections::BTreeMap;
+
 use gantry_ttrpc::pb::containerd::runtime::bootstrap::v1::BootstrapResult;
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -13,8 +15,13 @@ pub struct Answer {
     pub address: String,
     /// `ttrpc`; a shim may say `grpc`, which is refused.
     pub protocol: String,
+    /// What else the shim says of itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
 }
 
+/// What our shim says of itself: it has the service `gantry.shim.v1.Extras`.
+pub(crate) const OURS: &str = "gantry.shim.v1";
 /// Newest task API we know.
 const NEWEST: i32 = 3;
 
@@ -29,6 +36,28 @@ impl Answer {
             None => from_text(output)?,
         };
         answer.usable()
+    }
+
+    /// How a task is reached that a client says is to be made in somebody else's shim: `ttrpc+unix://…`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn of_address(address: &str, version: u32) -> std::result::Result<Answer, String> {
+        let Some((protocol, address)) = address.split_once('+') else {
+            return Err("not of the form ttrpc+unix://PATH".into());
+        };
+        let version = i32::try_from(version).unwrap_or(i32::MAX);
+        Answer { version, address: address.into(), protocol: protocol.into(), metadata: BTreeMap::new() }.usable()
+    }
+
+    /// The same in one text.
+    pub fn to_address(&self) -> String {
+        format!("{}+{}", self.protocol, self.address)
+    }
+
+    /// Whether the shim is ours: it keeps logs, and a pod's tasks have shims of their own.
+    pub fn is_ours(&self) -> bool {
+        self.metadata.contains_key(OURS)
     }
 
     fn usable(mut self) -> std::result::Result<Answer, String> {
@@ -60,7 +89,8 @@ fn from_json(output: &[u8]) -> Option<Answer> {
 fn from_protobuf(output: &[u8]) -> Option<Answer> {
     let result = BootstrapResult::decode(output).ok()?;
     let known = result.version > 0 && !result.address.is_empty();
-    known.then_some(Answer { version: result.version, address: result.address, protocol: result.protocol })
+    let BootstrapResult { version, address, protocol, metadata, .. } = result;
+    known.then_some(Answer { version, address, protocol, metadata })
 }
 
 fn from_text(output: &[u8]) -> std::result::Result<Answer, String> {
@@ -72,7 +102,7 @@ fn from_text(output: &[u8]) -> std::result::Result<Answer, String> {
         let shown: String = text.chars().take(200).collect();
         return Err(format!("not an address: {shown:?}"));
     }
-    Ok(Answer { version: 2, address: text.into(), protocol: "ttrpc".into() })
+    Ok(Answer { version: 2, address: text.into(), protocol: "ttrpc".into(), metadata: BTreeMap::new() })
 }
 
 #[cfg(test)]
@@ -80,7 +110,7 @@ mod tests {
     use super::*;
 
     fn answer(version: i32, address: &str) -> Answer {
-        Answer { version, address: address.into(), protocol: "ttrpc".into() }
+        Answer { version, address: address.into(), protocol: "ttrpc".into(), metadata: BTreeMap::new() }
     }
 
     #[test]

@@ -13,8 +13,11 @@ use nix::sys::stat::Mode;
 
 use crate::{Answer, Config, Error, Result};
 
-/// Directory of all bundles, below both STATE and ROOT.
+/// Directories of all bundles, below both STATE and ROOT.
 const TASKS: &str = "io.containerd.runtime.v2.task";
+const SANDBOXES: &str = "io.containerd.sandbox.controller.v1.shim";
+/// Names the sandbox in whose shim the task is.
+const SANDBOX: &str = "sandbox";
 const CONFIG: &str = "config.json";
 const BOOTSTRAP: &str = "bootstrap.json";
 const BINARY: &str = "shim-binary-path";
@@ -36,15 +39,31 @@ pub struct BundleSpec<'a> {
     pub gid: Option<u32>,
 }
 
-/// Directory of a namespace's bundles, or of all namespaces.
-pub(crate) fn state_dir(config: &Config) -> PathBuf {
-    config.state.join(TASKS)
+/// What a bundle is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Task,
+    Sandbox,
+}
+
+impl Purpose {
+    fn directory(self) -> &'static str {
+        match self {
+            Purpose::Task => TASKS,
+            Purpose::Sandbox => SANDBOXES,
+        }
+    }
+}
+
+/// Directory of all bundles of a kind, by namespace.
+pub(crate) fn state_dir(config: &Config, purpose: Purpose) -> PathBuf {
+    config.state.join(purpose.directory())
 }
 
 impl Bundle {
-    /// The bundle of a task. Both names are validated identifiers.
-    pub(crate) fn at(config: &Config, namespace: &str, id: &str) -> Bundle {
-        let below = Path::new(TASKS).join(namespace).join(id);
+    /// The bundle of a task or sandbox. Both names are validated identifiers.
+    pub(crate) fn at(config: &Config, purpose: Purpose, namespace: &str, id: &str) -> Bundle {
+        let below = Path::new(purpose.directory()).join(namespace).join(id);
         Bundle { path: config.state.join(&below), work: config.root.join(below) }
     }
 
@@ -110,6 +129,16 @@ impl Bundle {
         replace(&self.path.join(BOOTSTRAP), &json)
     }
 
+    /// Notes that the task is in the shim of a sandbox.
+    pub(crate) fn note_sandbox(&self, id: &str) -> Result<()> {
+        replace(&self.path.join(SANDBOX), id.as_bytes())
+    }
+
+    /// Whether the task is in the shim of a sandbox.
+    pub(crate) fn is_in_sandbox(&self) -> bool {
+        self.path.join(SANDBOX).exists()
+    }
+
     /// How the shim is reached, as noted by [`Bundle::note_start`], or by a shim that wrote `address` itself.
     pub(crate) fn noted_answer(&self) -> Option<Answer> {
         let noted = fs::read(self.path.join(BOOTSTRAP)).or_else(|_| fs::read(self.path.join("address"))).ok()?;
@@ -170,7 +199,7 @@ mod tests {
     use super::*;
 
     fn bundle(dir: &Path) -> Bundle {
-        Bundle::at(&Config::new(dir.join("root"), dir.join("state"), "/bin/true"), "default", "web")
+        Bundle::at(&Config::new(dir.join("root"), dir.join("state"), "/bin/true"), Purpose::Task, "default", "web")
     }
 
     const SPEC: BundleSpec<'_> = BundleSpec { config: Some(b"{ \"ociVersion\" : 1}"), gid: None };
@@ -202,7 +231,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let bundle = bundle(dir.path());
         bundle.create(SPEC).unwrap();
-        let answer = Answer { version: 3, address: "unix:///run/s".into(), protocol: "ttrpc".into() };
+        let (address, protocol) = ("unix:///run/s".into(), "ttrpc".into());
+        let metadata = [("k".to_owned(), "v".to_owned())].into();
+        let answer = Answer { version: 3, address, protocol, metadata };
         bundle.note_start(Path::new("/bin/shim"), &answer).unwrap();
         assert_eq!(bundle.noted_answer(), Some(answer));
         assert_eq!(bundle.noted_binary(), Some("/bin/shim".into()));

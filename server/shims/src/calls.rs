@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gantry_ttrpc::pb::containerd::task::v3 as wire;
+use gantry_ttrpc::pb::gantry::shim::v1 as extras;
 use gantry_ttrpc::{Client, Status};
 use gantry_types::ErrorKind;
 use prost::Message;
@@ -13,6 +14,7 @@ use crate::{Deadlines, Error, Result};
 
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
+const EXTRAS: &str = "gantry.shim.v1.Extras";
 
 /// The task service at one connection, for one task. Clones share both.
 #[derive(Clone, Debug)]
@@ -102,6 +104,46 @@ impl Calls {
             Err(error) if error.is_lost() => Ok(()),
             ended => ended,
         }
+    }
+
+    /// Opens the task's log anew; gives the number of records that were lost so far. Our own shim's alone.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn reopen_log(&self) -> Result<u64> {
+        let request = extras::ReopenLogRequest { id: self.id.to_string() };
+        let answer: extras::ReopenLogResponse = self.extra("ReopenLog", &request, Some(self.deadlines.query)).await?;
+        Ok(answer.dropped)
+    }
+
+    /// Copies the task's streams to and from named pipes until that has ended. Our own shim's alone.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn attach(&self, request: extras::AttachRequest) -> Result<extras::AttachResponse> {
+        self.extra("Attach", &request, None).await
+    }
+
+    /// Bounds an execution before its start. Our own shim's alone.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn limit_exec(&self, exec_id: &str, timeout: Duration) -> Result<()> {
+        // A limit of zero would be none.
+        let timeout_millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
+        let request = extras::LimitExecRequest { id: self.id.to_string(), exec_id: exec_id.into(), timeout_millis };
+        let _: extras::LimitExecResponse = self.extra("LimitExec", &request, Some(self.deadlines.query)).await?;
+        Ok(())
+    }
+
+    async fn extra<Q: Message, A: Message + Default>(
+        &self,
+        method: &'static str,
+        request: &Q,
+        limit: Option<Duration>,
+    ) -> Result<A> {
+        let failed = |status: Status| Error::Call { id: self.id.to_string(), method, status };
+        self.client.call(EXTRAS, method, request, limit).await.map_err(failed)
     }
 
     /// Versions 2 and 3 differ in the service's name alone: a shim that lacks the newer one is asked by the older.

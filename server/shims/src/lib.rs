@@ -17,6 +17,7 @@ mod log;
 mod params;
 mod resolve;
 mod restore;
+mod sandbox;
 mod shim;
 mod shims;
 
@@ -27,5 +28,6 @@ pub use config::{Config, Deadlines};
 pub use error::{Error, Result};
 pub use intake::Forwarded;
 pub use restore::{Found, Restored};
+pub use sandbox::{FoundSandbox, RestoredSandbox, SandboxCalls};
 pub use shim::{Cleanup, Shim};
 pub use shims::{Launch, Shims};

@@ -6,11 +6,11 @@ use gantry_ttrpc::pb::containerd::task::v3::{ConnectRequest, PidsRequest, StateR
 use gantry_types::{ErrorKind, HasKind, Namespace};
 use tokio::task::JoinSet;
 
-use crate::bundle::{clear, state_dir};
+use crate::bundle::{Purpose, clear, state_dir};
 use crate::log::LogReader;
-use crate::shim::{remove, run_delete};
+use crate::shim::{Parts, remove, run_delete};
 use crate::shims::connect;
-use crate::{Bundle, Calls, Cleanup, Result, Shim, Shims};
+use crate::{Answer, Bundle, Calls, Cleanup, Result, Shim, Shims};
 
 /// A bundle that was there, and what became of it.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Shims {
     /// the answers is that of the directories' names.
     pub async fn restore(&self) -> Vec<Restored> {
         let mut looking = JoinSet::new();
-        for (namespace, id) in self.bundles() {
+        for (namespace, id) in self.bundles(Purpose::Task) {
             let shims = self.clone();
             looking.spawn(async move {
                 let found = shims.find(&namespace, &id).await;
@@ -65,9 +65,9 @@ impl Shims {
     }
 
     /// Names of the bundles; leftovers of removals go on the way.
-    fn bundles(&self) -> Vec<(Namespace, String)> {
+    pub(crate) fn bundles(&self, purpose: Purpose) -> Vec<(Namespace, String)> {
         let mut bundles = Vec::new();
-        let top = state_dir(&self.config);
+        let top = state_dir(&self.config, purpose);
         for namespace in names(&top) {
             let Ok(parsed) = namespace.parse::<Namespace>() else { continue };
             for id in names(&top.join(&namespace)) {
@@ -83,15 +83,12 @@ impl Shims {
     }
 
     async fn find(&self, namespace: &Namespace, id: &str) -> Found {
-        let bundle = Bundle::at(&self.config, namespace, id);
+        let bundle = Bundle::at(&self.config, Purpose::Task, namespace, id);
         let Some(answer) = bundle.noted_answer() else { return self.discard(namespace, id, bundle).await };
-        let limit = self.config.deadlines.restore;
-        let deadlines = crate::Deadlines { connect: self.config.deadlines.connect.min(limit), ..self.config.deadlines };
-        let Ok(calls) = connect(id, &answer, deadlines).await else { return self.bury(namespace, id, bundle).await };
-        let log = LogReader::open(&bundle, namespace, id);
-        let binary = bundle.noted_binary().unwrap_or_default();
-        let shim = Shim::new(&self.config, (namespace, id), binary, bundle, calls.clone(), log);
-        match tokio::time::timeout(limit, ask(&calls, id)).await {
+        let Ok(shim) = self.connect_again(namespace, id, &bundle, answer).await else {
+            return self.bury(namespace, id, bundle).await;
+        };
+        match tokio::time::timeout(self.config.deadlines.restore, ask(shim.calls(), id)).await {
             Ok(Ok(Some(state))) => Found::Running { shim, state: Box::new(state) },
             Ok(Ok(None)) => {
                 let retired = shim.retire().await;
@@ -104,16 +101,33 @@ impl Shims {
         }
     }
 
+    pub(crate) async fn connect_again(
+        &self,
+        namespace: &Namespace,
+        id: &str,
+        bundle: &Bundle,
+        answer: Answer,
+    ) -> Result<Shim> {
+        let limits = self.config.deadlines;
+        let deadlines = crate::Deadlines { connect: limits.connect.min(limits.restore), ..limits };
+        let calls = connect(id, &answer, deadlines).await?;
+        let log = if bundle.is_in_sandbox() { None } else { LogReader::open(bundle, namespace, id) };
+        let binary = bundle.noted_binary().unwrap_or_default();
+        let parts = Parts { binary, bundle: bundle.clone(), answer, calls, log };
+        Ok(Shim::new(&self.config, (namespace, id), parts))
+    }
+
     /// There was a shim, and nobody listens any more.
-    async fn bury(&self, namespace: &Namespace, id: &str, bundle: Bundle) -> Found {
+    pub(crate) async fn bury(&self, namespace: &Namespace, id: &str, bundle: Bundle) -> Found {
         let cleanup = self.delete_verb(namespace, id, &bundle).await;
         take_away(bundle).await;
         Found::Gone { cleanup }
     }
 
     /// The daemon died before the shim's address was noted: there may be a shim all the same.
-    async fn discard(&self, namespace: &Namespace, id: &str, bundle: Bundle) -> Found {
-        if bundle.path().join("config.json").exists() {
+    pub(crate) async fn discard(&self, namespace: &Namespace, id: &str, bundle: Bundle) -> Found {
+        // The shim notes where it listens; one that has not come so far ends by itself.
+        if bundle.path().join("config.json").exists() || bundle.path().join("address").exists() {
             self.delete_verb(namespace, id, &bundle).await;
         }
         take_away(bundle).await;

@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::command::Run;
 use crate::log::LogReader;
-use crate::{Bundle, Calls, Config, Result};
+use crate::{Answer, Bundle, Calls, Config, Result, SandboxCalls};
 
 /// How long a shim that was told to end may take to hang up.
 const HANG_UP: Duration = Duration::from_secs(3);
@@ -26,8 +26,18 @@ struct Inner {
     id: String,
     binary: PathBuf,
     bundle: Bundle,
+    answer: Answer,
     calls: Calls,
     log: Mutex<Option<LogReader>>,
+}
+
+/// What a shim is made known by.
+pub(crate) struct Parts {
+    pub(crate) binary: PathBuf,
+    pub(crate) bundle: Bundle,
+    pub(crate) answer: Answer,
+    pub(crate) calls: Calls,
+    pub(crate) log: Option<LogReader>,
 }
 
 /// What the `delete` verb said about a task whose shim is gone.
@@ -42,16 +52,10 @@ pub struct Cleanup {
 }
 
 impl Shim {
-    pub(crate) fn new(
-        config: &Arc<Config>,
-        (namespace, id): (&Namespace, &str),
-        binary: PathBuf,
-        bundle: Bundle,
-        calls: Calls,
-        log: Option<LogReader>,
-    ) -> Shim {
+    pub(crate) fn new(config: &Arc<Config>, (namespace, id): (&Namespace, &str), parts: Parts) -> Shim {
         let (config, namespace, id) = (Arc::clone(config), namespace.clone(), id.to_owned());
-        Shim(Arc::new(Inner { config, namespace, id, binary, bundle, calls, log: Mutex::new(log) }))
+        let Parts { binary, bundle, answer, calls, log } = parts;
+        Shim(Arc::new(Inner { config, namespace, id, binary, bundle, answer, calls, log: Mutex::new(log) }))
     }
 
     /// Namespace of the task.
@@ -74,6 +78,16 @@ impl Shim {
         &self.0.bundle
     }
 
+    /// How it is reached.
+    pub fn answer(&self) -> &Answer {
+        &self.0.answer
+    }
+
+    /// The calls of the sandbox service, for a sandbox's shim.
+    pub fn sandbox(&self) -> SandboxCalls {
+        SandboxCalls::new(&self.0.id, self.0.calls.client().clone(), self.0.config.deadlines)
+    }
+
     /// The calls it answers.
     pub fn calls(&self) -> &Calls {
         &self.0.calls
@@ -89,12 +103,12 @@ impl Shim {
     /// # Errors
     /// When the bundle cannot be removed.
     pub async fn retire(&self) -> Result<()> {
-        let request = ShutdownRequest { id: self.0.id.clone(), now: false };
-        if let Err(error) = self.0.calls.shutdown(request).await {
-            tracing::debug!(id = self.0.id, %error, "shim does not shut down");
+        // The shim of a sandbox ends with that.
+        if !self.0.bundle.is_in_sandbox() {
+            self.shut_down(false).await;
+            // One that serves others keeps the connection; its own end is not ours to wait for.
+            let _ = tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await;
         }
-        // One that serves others keeps the connection; its own end is not ours to wait for.
-        let _ = tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await;
         self.0.calls.client().close();
         self.remove_bundle().await
     }
@@ -103,11 +117,8 @@ impl Shim {
     /// kill and clean what is left, then removes the bundle. A binary that fails is said and passed over: the exit
     /// status is 255 then.
     pub async fn cleanup(&self) -> Cleanup {
-        if !self.0.calls.client().is_closed() {
-            let request = ShutdownRequest { id: self.0.id.clone(), now: true };
-            if let Err(error) = self.0.calls.shutdown(request).await {
-                tracing::debug!(id = self.0.id, %error, "shim does not shut down");
-            }
+        if !self.0.calls.client().is_closed() && !self.0.bundle.is_in_sandbox() {
+            self.shut_down(true).await;
         }
         self.0.calls.client().close();
         let cleanup = run_delete(&self.0.config, &self.0.namespace, &self.0.id, &self.0.binary, &self.0.bundle).await;
@@ -115,6 +126,13 @@ impl Shim {
             tracing::warn!(id = self.0.id, %error, "bundle of a lost shim stays");
         }
         cleanup
+    }
+
+    async fn shut_down(&self, now: bool) {
+        let request = ShutdownRequest { id: self.0.id.clone(), now };
+        if let Err(error) = self.0.calls.shutdown(request).await {
+            tracing::debug!(id = self.0.id, %error, "shim does not shut down");
+        }
     }
 
     async fn remove_bundle(&self) -> Result<()> {

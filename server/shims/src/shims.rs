@@ -1,8 +1,8 @@
 //! All shims of a daemon: launching them, asking their binaries, taking their events.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use gantry_ttrpc::pb::containerd::types::RuntimeInfo;
 use gantry_ttrpc::{Address, Client};
@@ -11,21 +11,25 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::answer::OURS;
+use crate::bundle::Purpose;
 use crate::command::Run;
 use crate::intake::{Intake, listen};
 use crate::log::LogReader;
 use crate::params::{Form, stdin_of};
 use crate::resolve::Resolver;
-use crate::shim::{remove, run_delete};
+use crate::shim::{Parts, remove, run_delete};
 use crate::{Answer, Bundle, BundleSpec, Calls, Config, Deadlines, Error, Forwarded, Result, Shim};
 
 /// The shims. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Shims {
     pub(crate) config: Arc<Config>,
-    resolver: Arc<Resolver>,
+    resolver: Arc<RwLock<Resolver>>,
     /// Binaries that took the bootstrap parameters for their options: they get the older form at once.
     old_form: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Whether a binary is our shim.
+    ours: Arc<Mutex<HashMap<PathBuf, bool>>>,
     _intake: Arc<Intake>,
 }
 
@@ -55,8 +59,9 @@ impl Shims {
         let resolver = Resolver { runtimes: config.runtimes.clone(), search };
         let shims = Shims {
             config: Arc::new(config),
-            resolver: Arc::new(resolver),
+            resolver: Arc::new(RwLock::new(resolver)),
             old_form: Arc::default(),
+            ours: Arc::default(),
             _intake: Arc::new(intake),
         };
         Ok((shims, events))
@@ -67,7 +72,12 @@ impl Shims {
     /// # Errors
     /// [`Error::RuntimeName`], [`Error::NoBinary`].
     pub fn binary(&self, runtime: &str) -> Result<PathBuf> {
-        self.resolver.resolve(runtime)
+        self.resolver.read().unwrap_or_else(PoisonError::into_inner).resolve(runtime)
+    }
+
+    /// Other binaries by runtime name, for shims that are started from now on.
+    pub fn set_runtimes(&self, runtimes: BTreeMap<String, PathBuf>) {
+        self.resolver.write().unwrap_or_else(PoisonError::into_inner).runtimes = runtimes;
     }
 
     /// Makes the bundle, starts the shim and connects to it. Nothing is left behind after a failure.
@@ -75,8 +85,45 @@ impl Shims {
     /// # Errors
     /// Any of [`Error`].
     pub async fn launch(&self, launch: Launch<'_>) -> Result<Shim> {
+        self.launch_for(Purpose::Task, launch).await
+    }
+
+    /// The same for a sandbox.
+    ///
+    /// # Errors
+    /// Any of [`Error`].
+    pub async fn launch_sandbox(&self, launch: Launch<'_>) -> Result<Shim> {
+        self.launch_for(Purpose::Sandbox, launch).await
+    }
+
+    /// Makes the bundle of a task in the shim of a sandbox, and connects to that. Nothing is left behind after a failure.
+    ///
+    /// # Errors
+    /// Any of [`Error`].
+    pub async fn join(&self, launch: Launch<'_>, sandbox: &str, answer: &Answer) -> Result<Shim> {
         let binary = self.binary(launch.runtime)?;
-        let bundle = Bundle::at(&self.config, launch.namespace, launch.id);
+        let bundle = Bundle::at(&self.config, Purpose::Task, launch.namespace, launch.id);
+        bundle.create(launch.bundle)?;
+        let joined = async {
+            bundle.note_sandbox(sandbox)?;
+            bundle.note_start(&binary, answer)?;
+            connect(launch.id, answer, self.config.deadlines).await
+        };
+        match joined.await {
+            Ok(calls) => {
+                let parts = Parts { binary, bundle, answer: answer.clone(), calls, log: None };
+                Ok(Shim::new(&self.config, (launch.namespace, launch.id), parts))
+            }
+            Err(error) => {
+                remove(bundle).await.unwrap_or_else(|error| tracing::warn!(%error, "bundle of a failed start stays"));
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch_for(&self, purpose: Purpose, launch: Launch<'_>) -> Result<Shim> {
+        let binary = self.binary(launch.runtime)?;
+        let bundle = Bundle::at(&self.config, purpose, launch.namespace, launch.id);
         bundle.create(launch.bundle)?;
         let mut guard = Abandoned { shims: self, launch, binary: &binary, bundle: &bundle, armed: true };
         let started = self.start(launch, &binary, &bundle).await;
@@ -95,8 +142,8 @@ impl Shims {
         let answer = self.run_start(launch, binary, bundle).await?;
         bundle.note_start(binary, &answer)?;
         let calls = connect(launch.id, &answer, self.config.deadlines).await?;
-        let names = (launch.namespace, launch.id);
-        Ok(Shim::new(&self.config, names, binary.to_owned(), bundle.clone(), calls, log))
+        let parts = Parts { binary: binary.to_owned(), bundle: bundle.clone(), answer, calls, log };
+        Ok(Shim::new(&self.config, (launch.namespace, launch.id), parts))
     }
 
     async fn run_start(&self, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Answer> {
@@ -121,6 +168,21 @@ impl Shims {
         let limit = config.deadlines.start;
         let run = Run { binary, verb: "start", args, directory: Some(bundle.path()), stdin, limit };
         run.combined(config, launch.namespace).await
+    }
+
+    /// Whether a runtime's shim is ours, which keeps logs by itself. One that does not say what it is is not.
+    ///
+    /// # Errors
+    /// [`Error::RuntimeName`], [`Error::NoBinary`].
+    pub async fn is_ours(&self, runtime: &str, options: Option<&Any>) -> Result<bool> {
+        let binary = self.binary(runtime)?;
+        if let Some(known) = self.ours.lock().unwrap_or_else(PoisonError::into_inner).get(&binary) {
+            return Ok(*known);
+        }
+        let info = self.info(runtime, options).await;
+        let ours = info.is_ok_and(|info| info.annotations.contains_key(OURS));
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner).insert(binary, ours);
+        Ok(ours)
     }
 
     /// What a runtime says about itself, given options.

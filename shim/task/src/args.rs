@@ -18,6 +18,8 @@ pub enum Verb {
     Info,
     /// Print the version.
     Version,
+    /// Be another shim's logging program: arguments as key and value (`log PATH max-line BYTES`, in any order).
+    Log,
 }
 
 /// The command line, read.
@@ -39,6 +41,10 @@ pub struct Args {
     pub socket: String,
     /// `-debug`.
     pub debug: bool,
+    /// `log`: the file of a logging program.
+    pub log: PathBuf,
+    /// `max-line`: its longest line, as it came.
+    pub max_line: String,
 }
 
 impl Args {
@@ -52,6 +58,7 @@ impl Args {
         while let Some(word) = words.next() {
             match word.strip_prefix('-') {
                 Some(flag) => args.flag(flag.strip_prefix('-').unwrap_or(flag), &mut words)?,
+                None if matches!(word.as_str(), "log" | "max-line") => args.logging(&word, words.next())?,
                 None => {
                     args.verb = verb(&word)?;
                     break;
@@ -80,6 +87,16 @@ impl Args {
         Ok(())
     }
 
+    fn logging(&mut self, key: &str, value: Option<String>) -> Result<(), Error> {
+        self.verb = Verb::Log;
+        let value = value.ok_or_else(|| Error::usage(format!("{key} needs a value")))?;
+        match key {
+            "log" => self.log = PathBuf::from(value),
+            _ => self.max_line = value,
+        }
+        Ok(())
+    }
+
     fn set(&mut self, name: &str, value: String) -> Result<(), Error> {
         match name {
             "id" => self.id = value,
@@ -96,6 +113,9 @@ impl Args {
     fn check(self) -> Result<Args, Error> {
         if matches!(self.verb, Verb::Info | Verb::Version) {
             return Ok(self);
+        }
+        if self.verb == Verb::Log {
+            return if self.log.is_absolute() { Ok(self) } else { Err(Error::usage("log needs an absolute path")) };
         }
         if self.id.is_empty() {
             return Err(Error::usage("-id is missing"));
@@ -138,11 +158,22 @@ mod tests {
         assert_eq!(parse("-namespace x -id c").unwrap().verb, Verb::Serve);
         assert_eq!(parse("-info").unwrap().verb, Verb::Info);
         assert_eq!(parse("-v").unwrap().verb, Verb::Version);
+        let log = parse("max-line 80 log /var/log/x").unwrap();
+        assert_eq!((log.verb, log.log, log.max_line.as_str()), (Verb::Log, PathBuf::from("/var/log/x"), "80"));
     }
 
     #[test]
     fn nonsense_and_names_that_could_climb_are_refused() {
-        for line in ["", "-id", "-id c start", "-namespace x -id ../c start", "-wat 1", "-namespace x -id c wat"] {
+        for line in [
+            "",
+            "-id",
+            "-id c start",
+            "-namespace x -id ../c start",
+            "-wat 1",
+            "-namespace x -id c wat",
+            "log x",
+            "log",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -17,6 +17,9 @@ const VERSION: i32 = 3;
 const SOCKET_DIR: &str = "/run/containerd/s";
 /// Longest socket directory, so that the path fits into the kernel's 108 bytes with a digest behind it.
 const MAX_SOCKET_DIR: usize = 42;
+/// Says in the answer that this shim has the service `gantry.shim.v1.Extras`, and that a pod's tasks have shims of their
+/// own.
+const EXTRAS: &str = "gantry.shim.v1";
 /// The annotation by which containers ask to share a shim.
 const GROUP: &str = "io.containerd.runc.v2.group";
 
@@ -81,7 +84,9 @@ impl Bootstrap {
         match self.form {
             Form::Message => {
                 let protocol = "ttrpc".to_owned();
-                BootstrapResult { version: VERSION, address, protocol, ..BootstrapResult::default() }.encode_to_vec()
+                let metadata = [(EXTRAS.to_owned(), "1".to_owned())].into();
+                BootstrapResult { version: VERSION, address, protocol, metadata, ..BootstrapResult::default() }
+                    .encode_to_vec()
             }
             Form::Json => serde_json::json!({"version": VERSION, "address": address, "protocol": "ttrpc"})
                 .to_string()

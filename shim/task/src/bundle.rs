@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use gantry_ttrpc::pb::containerd::runc::v1::Options;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -22,6 +24,8 @@ const PID: &str = "init.pid";
 const SHIM: &str = "shim.pid";
 /// The shim's socket.
 const ADDRESS: &str = "address";
+/// The runtime's options that the shim was started with.
+const OPTIONS: &str = "runtime.options";
 /// State of the built-in runtime.
 const STATE: &str = "state";
 
@@ -89,6 +93,24 @@ impl Bundle {
         let Some(bytes) = self.load(RUNTIME)? else { return Ok(None) };
         let damaged = |error: serde_json::Error| Error::file("decode", self.dir.join(RUNTIME), error);
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// Stores the runtime's options; a sandbox is made with those that its shim was started with.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write_options(&self, options: &Options) -> Result<(), Error> {
+        self.store(OPTIONS, &options.encode_to_vec())
+    }
+
+    /// The stored options; the defaults where none were.
+    ///
+    /// # Errors
+    /// [`Error::File`] when they are unreadable or damaged.
+    pub fn options(&self) -> Result<Options, Error> {
+        let bytes = self.load(OPTIONS)?.unwrap_or_default();
+        Options::decode(bytes.as_slice())
+            .map_err(|error| Error::file("decode", self.dir.join(OPTIONS), io::Error::other(error)))
     }
 
     /// Stores the first process's id.

@@ -23,6 +23,7 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     let bundle = Bundle::new(directory(args)?);
     if let Some(socket) = bundle.socket() {
         stale::end_if_silent(&bundle, &socket);
+        stale::ask_to_end(&socket);
     }
     let stored = bundle.exit();
     match bundle.record() {

@@ -40,7 +40,7 @@ fn describe(stdin: &[u8]) -> Result<RuntimeInfo, Error> {
         version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), revision: String::new() }),
         options,
         features: Some(Any { type_url: FEATURES.to_owned(), value: features }),
-        annotations: std::collections::BTreeMap::new(),
+        annotations: [("gantry.shim.v1".to_owned(), "1".to_owned())].into(),
     })
 }
 

@@ -6,17 +6,18 @@
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
 use crate::copy::{Copiers, Sink};
+use crate::lines::Stream;
+use crate::log_file::LogFile;
 use crate::logger::{self, Logger, Owner};
+use crate::target::{Program, Target};
+use crate::tee::Tees;
 use crate::{Error, console};
-
-/// Longest stream address.
-const MAX_URI: usize = 4096;
 
 /// The standard streams as a request names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,87 +32,13 @@ pub struct Streams {
     pub terminal: bool,
 }
 
-/// Where one stream leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Nowhere.
-    Null,
-    /// A path: a fifo, or else a file to append to.
-    Path(PathBuf),
-    /// A file to append to, made if missing (`file://`).
-    File(PathBuf),
-    /// A program that takes it (`binary://`, `binary-v2://`).
-    Program(Program),
-}
-
-/// A logging program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
-    /// Its path.
-    pub path: String,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// Whether it says by a byte that it is ready.
-    pub wants_byte: bool,
-}
-
-impl Target {
-    /// Reads a stream's address.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for relative paths, unknown schemes and malformed ones.
-    pub fn parse(text: &str) -> Result<Target, Error> {
-        let invalid = |reason| Error::Invalid { what: "stream", value: text.chars().take(200).collect(), reason };
-        if text.is_empty() {
-            return Ok(Target::Null);
-        }
-        if text.len() > MAX_URI || text.contains('\0') {
-            return Err(invalid("it is too long, or contains NUL"));
-        }
-        let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-        if matches!(scheme, "" | "fifo" | "file" | "binary" | "binary-v2") && !rest.starts_with('/') {
-            return Err(invalid("its path is not absolute"));
-        }
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        match scheme {
-            "" => Ok(Target::Path(text.into())),
-            "fifo" => Ok(Target::Path(rest.into())),
-            "file" => Ok(Target::File(decode(path).ok_or_else(|| invalid("bad escape"))?.into())),
-            "binary" | "binary-v2" => Ok(Target::Program(Program {
-                path: decode(path).ok_or_else(|| invalid("bad escape"))?,
-                args: arguments(query).ok_or_else(|| invalid("bad escape"))?,
-                wants_byte: scheme == "binary-v2",
-            })),
-            _ => Err(invalid("the schemes are fifo, file, binary and binary-v2")),
-        }
-    }
-}
-
-/// `k=v&k2` becomes `k v k2`: empty values are left out.
-fn arguments(query: &str) -> Option<Vec<String>> {
-    let words = query.split('&').filter(|pair| !pair.is_empty()).flat_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        [key, value]
-    });
-    words.filter(|word| !word.is_empty()).map(|word| decode(&word.replace('+', " "))).collect()
-}
-
-/// Undoes percent encoding.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: &u8| char::from(*byte).to_digit(16);
-        let value = digit(rest.first()?)? * 16 + digit(rest.get(1)?)?;
-        bytes.push(u8::try_from(value).ok()?);
-        rest = &rest[2..];
-    }
-    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
+/// What moves bytes: straight from end to end, or into a log.
+#[derive(Debug)]
+pub struct Movers {
+    /// From end to end.
+    pub copiers: Copiers,
+    /// Into logs.
+    pub tees: Tees,
 }
 
 /// Who owns the pipes that a process gets.
@@ -134,6 +61,19 @@ pub struct Prepared {
     terminal_input: Option<OwnedFd>,
     terminal: bool,
     logger: Option<Logger>,
+    log: Option<LogStreams>,
+    /// The writing end of a stdin that nobody feeds yet.
+    held_input: Option<OwnedFd>,
+    /// A terminal's stdin is for those who attach.
+    open_input: bool,
+}
+
+/// Streams on their way into a log.
+#[derive(Debug)]
+struct LogStreams {
+    file: LogFile,
+    max_line: usize,
+    sources: Vec<(Stream, OwnedFd)>,
 }
 
 #[derive(Debug)]
@@ -150,6 +90,10 @@ pub struct Attached {
     outputs: Vec<u32>,
     console: Option<OwnedFd>,
     logger: Option<Logger>,
+    log: Option<u32>,
+    tees: Vec<u32>,
+    /// Where those who attach write to.
+    open_input: Option<OwnedFd>,
 }
 
 impl Prepared {
@@ -162,12 +106,17 @@ impl Prepared {
         let output = Target::parse(&streams.stdout)?;
         let mut prepared = Prepared { terminal: streams.terminal, ..Prepared::default() };
         prepared.open_input(input, pipes)?;
-        if let Target::Program(program) = &output {
-            prepared.open_program(program, owner, pipes)?;
-        } else {
-            prepared.open_output(1, output, pipes)?;
-            if !streams.terminal {
-                prepared.open_output(2, Target::parse(&streams.stderr)?, pipes)?;
+        match output {
+            Target::Program(program) => prepared.open_program(&program, owner, pipes)?,
+            Target::Log(log) => {
+                let file = LogFile::open(log.path)?;
+                prepared.open_log(LogStreams { file, max_line: log.max_line, sources: Vec::new() }, pipes)?;
+            }
+            output => {
+                prepared.open_output(1, output, pipes)?;
+                if !streams.terminal {
+                    prepared.open_output(2, Target::parse(&streams.stderr)?, pipes)?;
+                }
             }
         }
         Ok(prepared)
@@ -182,8 +131,10 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Error::System`] when descriptors run out.
-    pub fn attach(self, terminal: Option<OwnedFd>, copiers: &mut Copiers) -> Result<Attached, Error> {
-        let mut attached = Attached { logger: self.logger, ..Attached::default() };
+    pub fn attach(self, terminal: Option<OwnedFd>, movers: &mut Movers) -> Result<Attached, Error> {
+        let Movers { copiers, tees } = movers;
+        let mut attached = Attached { logger: self.logger, open_input: self.held_input, ..Attached::default() };
+        let mut log = self.log;
         for Copy { source, sink, kind } in self.copies {
             let number = copiers.add(source, Some(sink), kind);
             match kind {
@@ -197,8 +148,20 @@ impl Prepared {
             if let Some(input) = self.terminal_input {
                 attached.inputs.push(copiers.add(input, Some(duplicate()?), Sink::Input));
             }
-            attached.outputs.push(copiers.add(duplicate()?, self.terminal_output, Sink::Output));
+            if self.open_input {
+                attached.open_input = Some(duplicate()?);
+            }
+            match &mut log {
+                Some(log) => log.sources.push((Stream::Stdout, duplicate()?)),
+                None => attached.outputs.push(copiers.add(duplicate()?, self.terminal_output, Sink::Output)),
+            }
             attached.console = Some(terminal);
+        }
+        if let Some(LogStreams { file, max_line, sources }) = log {
+            let log = tees.open(file);
+            let add = |(stream, source)| tees.add(source, stream, log, max_line);
+            attached.tees = sources.into_iter().map(add).collect();
+            attached.log = Some(log);
         }
         Ok(attached)
     }
@@ -209,6 +172,9 @@ impl Prepared {
     }
 
     fn open_input(&mut self, target: Target, owner: PipeOwner) -> Result<(), Error> {
+        if target == Target::Attach {
+            return self.hold_input(owner);
+        }
         let (Target::Path(path) | Target::File(path)) = target else { return Ok(()) };
         let source = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
         let source = source.map_err(|error| Error::file("open", &path, error))?;
@@ -231,12 +197,42 @@ impl Prepared {
         Ok(())
     }
 
+    /// A stdin that nobody feeds yet, and that does not end.
+    fn hold_input(&mut self, owner: PipeOwner) -> Result<(), Error> {
+        self.open_input = self.terminal;
+        if self.terminal {
+            return Ok(());
+        }
+        let (theirs, ours) = pipe()?;
+        own(&theirs, owner)?;
+        no_block(&ours)?;
+        self.child[0] = Some(theirs);
+        self.held_input = Some(ours);
+        Ok(())
+    }
+
+    fn open_log(&mut self, mut log: LogStreams, owner: PipeOwner) -> Result<(), Error> {
+        if !self.terminal {
+            for (number, stream) in [(1, Stream::Stdout), (2, Stream::Stderr)] {
+                let (ours, theirs) = pipe()?;
+                own(&theirs, owner)?;
+                no_block(&ours)?;
+                self.child[number] = Some(theirs);
+                log.sources.push((stream, ours));
+            }
+        }
+        self.log = Some(log);
+        Ok(())
+    }
+
     fn open_output(&mut self, number: usize, target: Target, owner: PipeOwner) -> Result<(), Error> {
         let sink = match target {
             Target::Null => return Ok(()),
             Target::Path(path) => open_path(&path)?,
             Target::File(path) => open_file(&path)?,
-            Target::Program(_) => return Err(Error::Unimplemented("a logging program for stderr alone")),
+            Target::Program(_) | Target::Log(_) | Target::Attach => {
+                return Err(Error::Unimplemented("a logging program, a log or whoever attaches for stderr alone"));
+            }
         };
         if self.terminal {
             self.terminal_output = Some(sink);
@@ -270,20 +266,36 @@ impl Prepared {
 impl Attached {
     /// The client sends nothing more: stdin ends once what is under way was delivered.
     pub fn close_stdin(&mut self, copiers: &mut Copiers) {
+        self.open_input = None;
         for &number in &self.inputs {
             copiers.close_when_empty(number);
         }
     }
 
-    /// Sets the terminal's size.
+    /// Sets the terminal's size, where there is one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when there is no terminal.
+    /// [`Error::System`].
     pub fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
-        match &self.console {
-            Some(terminal) => console::resize(terminal, width, height),
-            None => Err(Error::Invalid { what: "terminal", value: String::new(), reason: "the process has none" }),
-        }
+        self.console.as_ref().map_or(Ok(()), |terminal| console::resize(terminal, width, height))
+    }
+
+    /// The log that its outputs go to.
+    pub fn log(&self) -> Option<u32> {
+        self.log
+    }
+
+    /// Feeds its stdin from `source`, which does not block; gives the copier's number. None where its stdin is not for
+    /// those who attach, or has ended.
+    ///
+    /// # Errors
+    /// [`Error::System`] when descriptors run out.
+    pub fn feed(&mut self, source: OwnedFd, copiers: &mut Copiers) -> Result<Option<u32>, Error> {
+        let Some(input) = &self.open_input else { return Ok(None) };
+        let input = input.try_clone().map_err(|error| Error::system("dup", error))?;
+        let number = copiers.add(source, Some(input), Sink::Input);
+        self.inputs.push(number);
+        Ok(Some(number))
     }
 
     /// The process has ended: nobody reads its stdin. Outputs run on until all who hold them have closed them.
@@ -291,14 +303,17 @@ impl Attached {
         for number in self.inputs.drain(..) {
             copiers.drop(number);
         }
+        self.open_input = None;
         self.console = None;
     }
 
     /// Delivers what is there and closes everything. The logger, if any, is returned: it has seen the end of its input.
-    pub fn finish(&mut self, copiers: &mut Copiers) -> Option<Logger> {
-        self.process_ended(copiers);
-        for number in self.outputs.drain(..) {
-            copiers.finish(number);
+    pub fn finish(&mut self, movers: &mut Movers) -> Option<Logger> {
+        self.process_ended(&mut movers.copiers);
+        self.outputs.drain(..).for_each(|number| movers.copiers.finish(number));
+        self.tees.drain(..).for_each(|number| movers.tees.finish(number));
+        if let Some(log) = self.log.take() {
+            movers.tees.close(log);
         }
         self.logger.take()
     }
@@ -339,7 +354,8 @@ fn own(fd: &OwnedFd, owner: PipeOwner) -> Result<(), Error> {
     fchown(fd, Some(owner.uid), Some(owner.gid)).map_err(|error| Error::system("fchown", error))
 }
 
-fn no_block(fd: &OwnedFd) -> Result<(), Error> {
+/// Makes a descriptor's reads and writes return at once.
+pub(crate) fn no_block(fd: &OwnedFd) -> Result<(), Error> {
     let failed = |error| Error::system("fcntl", error);
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).map_err(failed)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(failed)?;
@@ -356,21 +372,8 @@ mod tests {
     use std::rc::Rc;
     use std::time::{Duration, Instant};
 
-    #[test]
-    fn stream_addresses_are_read_as_the_clients_write_them() {
-        let parse = |text: &str| Target::parse(text).unwrap();
-        assert_eq!(parse(""), Target::Null);
-        assert_eq!(parse("/run/x/stdout"), Target::Path("/run/x/stdout".into()));
-        assert_eq!(parse("file:///var/log/a%20b"), Target::File("/var/log/a b".into()));
-        let Target::Program(program) = parse("binary:///bin/nerdctl?_X=/var/lib&k2&k3=a%26b") else { panic!() };
-        assert_eq!(program.args, ["_X", "/var/lib", "k2", "k3", "a&b"]);
-        assert!(!program.wants_byte);
-        for bad in ["relative", "file://host/x", "http:///x", "binary:///x?%zz", "file:///%00", "ttrpc+unix:///s"] {
-            assert!(Target::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    fn run(poller: &Poller, copiers: &mut Copiers, until: impl Fn(&Copiers) -> bool) {
+    fn run(poller: &Poller, movers: &mut Movers, until: impl Fn(&Copiers) -> bool) {
+        let copiers = &mut movers.copiers;
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut ready = Vec::new();
         while !until(copiers) {
@@ -384,14 +387,14 @@ mod tests {
         }
     }
 
-    fn prepared(dir: &Path, streams: &Streams) -> (Rc<Poller>, Copiers, Prepared) {
+    fn prepared(dir: &Path, streams: &Streams) -> (Rc<Poller>, Movers, Prepared) {
         for name in ["in", "out", "err"] {
             mkfifo(&dir.join(name), Mode::S_IRWXU).unwrap();
         }
         let poller = Rc::new(Poller::new().unwrap());
-        let copiers = Copiers::new(Rc::clone(&poller));
+        let movers = Movers { copiers: Copiers::new(Rc::clone(&poller)), tees: Tees::new(Rc::clone(&poller)) };
         let owner = Owner { id: "c", namespace: "n" };
-        (poller, copiers, Prepared::open(streams, owner, PipeOwner::default()).unwrap())
+        (poller, movers, Prepared::open(streams, owner, PipeOwner::default()).unwrap())
     }
 
     #[test]
@@ -399,9 +402,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = |name: &str| dir.path().join(name).display().to_string();
         let streams = Streams { stdout: text("out"), stderr: text("err"), ..Streams::default() };
-        let (poller, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let (poller, mut movers, prepared) = prepared(dir.path(), &streams);
         let mut writer = std::fs::File::from(prepared.child()[1].unwrap().try_clone_to_owned().unwrap());
-        let mut attached = prepared.attach(None, &mut copiers).unwrap();
+        let mut attached = prepared.attach(None, &mut movers).unwrap();
         let sent: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
         let expected = sent.clone();
         let writing = std::thread::spawn(move || writer.write_all(&sent).unwrap());
@@ -413,9 +416,9 @@ mod tests {
             received
         });
         let outputs = attached.outputs.clone();
-        run(&poller, &mut copiers, |copiers| outputs.iter().all(|&n| !copiers.is_open(n)));
+        run(&poller, &mut movers, |copiers| outputs.iter().all(|&n| !copiers.is_open(n)));
         writing.join().unwrap();
-        assert!(attached.finish(&mut copiers).is_none());
+        assert!(attached.finish(&mut movers).is_none());
         assert!(reading.join().unwrap() == expected, "the bytes differ");
     }
 
@@ -424,19 +427,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let streams = Streams { stdout: out.display().to_string(), ..Streams::default() };
-        let (poller, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let (poller, mut movers, prepared) = prepared(dir.path(), &streams);
         let writer = prepared.child()[1].unwrap().try_clone_to_owned().unwrap();
-        let attached = prepared.attach(None, &mut copiers).unwrap();
+        let attached = prepared.attach(None, &mut movers).unwrap();
         std::fs::File::from(writer).write_all(b"early").unwrap();
         let output = attached.outputs[0];
-        run(&poller, &mut copiers, |copiers| !copiers.is_open(output));
+        run(&poller, &mut movers, |copiers| !copiers.is_open(output));
         let reading = std::thread::spawn(move || std::fs::read_to_string(out).unwrap());
         let end = Instant::now() + Duration::from_secs(5);
         while !reading.is_finished() && Instant::now() < end {
-            copiers.tick(Instant::now());
+            movers.copiers.tick(Instant::now());
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert_eq!(copiers.deadline(), None, "nothing is watched any more");
+        assert_eq!(movers.copiers.deadline(), None, "nothing is watched any more");
         assert_eq!(reading.join().unwrap(), "early");
     }
 
@@ -445,15 +448,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let stdin = dir.path().join("in");
         let streams = Streams { stdin: stdin.display().to_string(), ..Streams::default() };
-        let (poller, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let (poller, mut movers, prepared) = prepared(dir.path(), &streams);
         let mut process = std::fs::File::from(prepared.child()[0].unwrap().try_clone_to_owned().unwrap());
-        let mut attached = prepared.attach(None, &mut copiers).unwrap();
+        let mut attached = prepared.attach(None, &mut movers).unwrap();
         // Held open all the time, as an engine does whose user has closed his end.
         let mut client = OpenOptions::new().read(true).write(true).open(&stdin).unwrap();
         client.write_all(b"hello").unwrap();
-        attached.close_stdin(&mut copiers);
+        attached.close_stdin(&mut movers.copiers);
         let input = attached.inputs[0];
-        run(&poller, &mut copiers, |copiers| !copiers.is_open(input));
+        run(&poller, &mut movers, |copiers| !copiers.is_open(input));
         let mut text = String::new();
         process.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
@@ -464,15 +467,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let stdin = dir.path().join("in");
         let streams = Streams { stdin: stdin.display().to_string(), ..Streams::default() };
-        let (poller, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let (poller, mut movers, prepared) = prepared(dir.path(), &streams);
         let mut process = std::fs::File::from(prepared.child()[0].unwrap().try_clone_to_owned().unwrap());
-        let attached = prepared.attach(None, &mut copiers).unwrap();
+        let attached = prepared.attach(None, &mut movers).unwrap();
         let mut ready = Vec::new();
         poller.wait(Some(Instant::now() + Duration::from_millis(50)), &mut ready).unwrap();
         assert_eq!(ready, [], "a fifo nobody has opened yet is not at its end");
         std::fs::write(&stdin, "bye").unwrap();
         let input = attached.inputs[0];
-        run(&poller, &mut copiers, |copiers| !copiers.is_open(input));
+        run(&poller, &mut movers, |copiers| !copiers.is_open(input));
         let mut text = String::new();
         process.read_to_string(&mut text).unwrap();
         assert_eq!(text, "bye");
@@ -484,12 +487,12 @@ mod tests {
         let log = dir.path().join("deep/log");
         let uri = format!("file://{}", log.display());
         let streams = Streams { stdout: uri.clone(), stderr: uri, ..Streams::default() };
-        let (_, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let (_, mut movers, prepared) = prepared(dir.path(), &streams);
         for number in [1, 2] {
             let fd = prepared.child()[number].unwrap().try_clone_to_owned().unwrap();
             std::fs::File::from(fd).write_all(format!("line {number}\n").as_bytes()).unwrap();
         }
-        prepared.attach(None, &mut copiers).unwrap().finish(&mut copiers);
+        prepared.attach(None, &mut movers).unwrap().finish(&mut movers);
         assert_eq!(std::fs::read_to_string(log).unwrap(), "line 1\nline 2\n");
     }
 
@@ -504,12 +507,12 @@ mod tests {
         std::process::Command::new("chmod").arg("+x").arg(&script).status().unwrap();
         let uri = format!("binary://{}?to={}", script.display(), log.display());
         let streams = Streams { stdout: uri.clone(), stderr: uri, ..Streams::default() };
-        let (_, mut copiers, prepared) = prepared(dir.path(), &streams);
+        let (_, mut movers, prepared) = prepared(dir.path(), &streams);
         for (number, word) in [(1, "out"), (2, "err")] {
             let fd = prepared.child()[number].unwrap().try_clone_to_owned().unwrap();
             std::fs::File::from(fd).write_all(word.as_bytes()).unwrap();
         }
-        let logger = prepared.attach(None, &mut copiers).unwrap().finish(&mut copiers).unwrap();
+        let logger = prepared.attach(None, &mut movers).unwrap().finish(&mut movers).unwrap();
         nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(logger.pid), None).unwrap();
         let expected = format!("n/c to {}\nouterr", log.display());
         assert_eq!(std::fs::read_to_string(log).unwrap(), expected);

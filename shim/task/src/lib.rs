@@ -14,14 +14,19 @@ pub mod copy;
 pub mod delete;
 pub mod error;
 pub mod events;
+pub mod extras;
 pub mod info;
 pub mod io;
+pub mod keep_log;
+pub mod lines;
 pub mod log;
+pub mod log_file;
 pub mod logger;
 pub mod oci;
 pub mod poll;
 pub mod reaper;
 pub mod runtime;
+pub mod sandbox;
 pub mod serve;
 pub mod service;
 pub mod stale;
@@ -30,6 +35,8 @@ pub mod stats;
 pub mod supervisor;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod target;
 pub mod task;
+pub mod tee;
 
 pub use error::Error;

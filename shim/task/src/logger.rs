@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
-use crate::io::Program;
+use crate::target::Program;
 use crate::{Error, sys};
 
 /// How long a logger may take to say that it is ready.

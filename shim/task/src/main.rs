@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use gantry_task::args::{Args, Verb};
-use gantry_task::{Error, delete, info, serve, start};
+use gantry_task::{Error, delete, info, keep_log, serve, start};
 
 fn main() -> ExitCode {
     match run() {
@@ -26,6 +26,7 @@ fn run() -> Result<Vec<u8>, Error> {
         Verb::Serve => serve::run(&args).map(|()| Vec::new()),
         Verb::Info => info::run(),
         Verb::Version => Ok(info::version().into_bytes()),
+        Verb::Log => keep_log::run(&args).map(|()| Vec::new()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one wait of the shim: epoll, with tokens that say what became ready.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -27,6 +27,10 @@ pub enum Token {
     CopySink(u32),
     /// A watch for out-of-memory kills.
     Oom(u32),
+    /// The source of a logged stream.
+    Tee(u32),
+    /// A pipe of somebody attached.
+    Attacher(u32),
 }
 
 impl Token {
@@ -39,6 +43,8 @@ impl Token {
             Token::CopySource(n) => (4, n),
             Token::CopySink(n) => (5, n),
             Token::Oom(n) => (6, n),
+            Token::Tee(n) => (7, n),
+            Token::Attacher(n) => (8, n),
         };
         kind << 32 | u64::from(number)
     }
@@ -53,6 +59,8 @@ impl Token {
             4 => Token::CopySource(number),
             5 => Token::CopySink(number),
             6 => Token::Oom(number),
+            7 => Token::Tee(number),
+            8 => Token::Attacher(number),
             _ => return None,
         })
     }
@@ -131,6 +139,13 @@ impl Poller {
     /// Stops waiting for a descriptor; one that was not waited for is fine.
     pub fn remove(&self, fd: BorrowedFd<'_>) {
         let _ = self.epoll.delete(fd);
+    }
+
+    /// Stops waiting for a descriptor and closes it. Closing alone is not enough where another process holds it too.
+    pub fn close(&self, fd: Option<OwnedFd>) {
+        if let Some(fd) = fd {
+            self.remove(fd.as_fd());
+        }
     }
 
     /// Waits until something is ready or `deadline` has passed, and appends what is to `ready`.

@@ -5,14 +5,17 @@ use std::path::Path;
 
 use gantry_runtime::spec::ConsoleSize;
 use gantry_runtime::{
-    CgroupDriver, Container, CreateOptions, ExecOptions, Gate, OomWatch, Process, Resources, Spec, Stats, Stdio,
+    CgroupDriver, Container, CreateOptions, ExecOptions, ExecPlace, Gate, OomWatch, Process, Resources, Spec, Stats,
+    Stdio,
 };
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
 use gantry_types::Mount;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::bundle::{Bundle, Record};
 use crate::oci::CommandLine;
-use crate::{Error, bundle};
+use crate::{Error, bundle, log};
 
 /// A container and how it is driven.
 #[derive(Debug)]
@@ -80,12 +83,22 @@ impl Runtime {
         let command = command(wanted.options, wanted.namespace);
         wanted.bundle.write_record(&Record { id: wanted.id.to_owned(), command: command.clone() })?;
         match command {
-            None => create_builtin(wanted),
+            None => create_builtin(wanted, Container::create),
             Some(command) => {
                 let (line, pid, console) = CommandLine::create(command, wanted)?;
                 Ok(Created { runtime: Runtime::Command(Box::new(line)), pid, console })
             }
         }
+    }
+
+    /// Makes the namespaces of a pod, held by a process without a program, which waits for [`Runtime::start`] all the
+    /// same. Always by the built-in runtime: no other can do without a program.
+    ///
+    /// # Errors
+    /// The runtime's; nothing is left behind.
+    pub fn hold(wanted: Wanted<'_>) -> Result<Created, Error> {
+        wanted.bundle.write_record(&Record { id: wanted.id.to_owned(), command: None })?;
+        create_builtin(wanted, Container::hold)
     }
 
     /// Lets the first process run its program.
@@ -99,20 +112,47 @@ impl Runtime {
         }
     }
 
-    /// Executes a further process, described by the bytes of a process document.
+    /// Executes a further process, described by the bytes of a process document; with `own` in a cgroup of that name
+    /// below the container's, where the runtime can.
     ///
     /// # Errors
     /// The runtime's.
-    pub fn exec(&self, exec: &str, process: &[u8], io: ProcessIo<'_>) -> Result<Executed, Error> {
+    pub fn exec(&self, exec: &str, process: &[u8], io: ProcessIo<'_>, own: Option<&str>) -> Result<Executed, Error> {
         match self {
             Runtime::Builtin(container) => {
                 let process = Process::parse(process).map_err(Error::runtime("exec"))?;
                 let options =
                     ExecOptions { process: &process, stdio: stdio(io, process.console_size), preserve_fds: 0 };
-                let child = container.exec(options).map_err(Error::runtime("exec"))?;
+                let place = ExecPlace { own, ..ExecPlace::default() };
+                let child = container.exec_in(options, place).map_err(Error::runtime("exec"))?;
                 Ok(Executed { pid: child.pid, console: child.console })
             }
             Runtime::Command(line) => line.exec(exec, process, io),
+        }
+    }
+
+    /// Kills all that an execution started, by its own cgroup's name; the process alone where it has none.
+    ///
+    /// # Errors
+    /// The runtime's. That it has ended is success.
+    pub fn kill_exec(&self, own: &str, pid: i32) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.kill_exec(own).map_err(Error::runtime("kill")),
+            Runtime::Command(_) if pid > 0 => {
+                // Only this thread reaps, so the id cannot have become another's.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                Ok(())
+            }
+            Runtime::Command(_) => Ok(()),
+        }
+    }
+
+    /// Removes an execution's own cgroup, unless something is left in it: that goes with the container.
+    pub fn leave_exec(&self, own: &str) {
+        if let Runtime::Builtin(container) = self
+            && let Err(error) = container.leave_exec(own)
+        {
+            log::warning("the cgroup of an execution stays until its container goes", &error);
         }
     }
 
@@ -218,10 +258,12 @@ pub fn purge(bundle: &Bundle) -> Result<(), Error> {
     }
 }
 
-fn create_builtin(wanted: Wanted<'_>) -> Result<Created, Error> {
+type Make = fn(CreateOptions<'_>) -> gantry_runtime::Result<Container>;
+
+fn create_builtin(wanted: Wanted<'_>, make: Make) -> Result<Created, Error> {
     let size = wanted.spec.process.as_ref().and_then(|process| process.console_size);
     let state_dir = wanted.bundle.state();
-    let mut container = Container::create(CreateOptions {
+    let mut container = make(CreateOptions {
         id: wanted.id,
         bundle: wanted.bundle.dir(),
         state_dir: &state_dir,

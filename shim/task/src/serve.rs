@@ -86,7 +86,9 @@ impl Server {
             Token::Signals => self.signalled(),
             Token::Publisher => self.supervisor.publisher.ready(event.readable, event.writable),
             Token::Connection(number) => self.serve(number, event),
-            Token::CopySource(number) | Token::CopySink(number) => self.supervisor.copiers.turn(number),
+            Token::CopySource(number) | Token::CopySink(number) => self.supervisor.movers.copiers.turn(number),
+            Token::Tee(number) => self.supervisor.movers.tees.turn(number),
+            Token::Attacher(number) => self.supervisor.movers.tees.hung_up(number),
             Token::Oom(number) => self.supervisor.oom(number),
         }
     }
@@ -142,8 +144,8 @@ impl Server {
     }
 
     fn deliver_waited(&mut self) {
-        for Waited { caller, exit } in std::mem::take(&mut self.supervisor.waited) {
-            self.reply(caller, Ok(service::waited(exit)));
+        for Waited { caller, answer } in std::mem::take(&mut self.supervisor.waited) {
+            self.reply(caller, Ok(service::waited(answer)));
             self.watch(caller.connection);
         }
     }

@@ -1,4 +1,5 @@
-//! `containerd.task.v3.Task` and `v2.Task` (the same messages on the wire): decode, call, encode.
+//! `containerd.task.v3.Task` and `v2.Task` (the same messages on the wire): decode, call, encode. Other services have
+//! modules of their own.
 
 use gantry_ttrpc::Status;
 use gantry_ttrpc::pb::containerd::runc::v1::{Options, ProcessDetails};
@@ -9,19 +10,20 @@ use gantry_types::ErrorKind;
 use prost::{Message, Name};
 use prost_types::Any;
 
-use crate::Error;
 use crate::bootstrap::runc_options;
 use crate::events::timestamp;
 use crate::io::Streams;
-use crate::stats;
-use crate::supervisor::{Caller, CreateTask, Supervisor};
+use crate::supervisor::{Answer, Caller, CreateTask, Supervisor};
 use crate::task::{Exit, Phase};
+use crate::{Error, extras, sandbox, stats};
 
 /// Answers a call; none means that the answer comes later, when a process has ended.
 pub fn answer(supervisor: &mut Supervisor, caller: Caller, request: &Request) -> Option<Result<Vec<u8>, Status>> {
     let Request { service, method, payload, .. } = request;
     match service.as_str() {
         "containerd.task.v3.Task" | "containerd.task.v2.Task" => {}
+        sandbox::SERVICE => return sandbox::answer(supervisor, caller, method, payload),
+        extras::SERVICE => return extras::answer(supervisor, caller, method, payload),
         _ => return Some(Err(Status::unknown_service(service))),
     }
     if method == "Wait" {
@@ -30,9 +32,15 @@ pub fn answer(supervisor: &mut Supervisor, caller: Caller, request: &Request) ->
     Some(call(supervisor, method, payload).unwrap_or_else(|| Err(Status::unimplemented(service, method))))
 }
 
-/// An answer to Wait.
-pub fn waited(exit: Exit) -> Vec<u8> {
-    pb::WaitResponse { exit_status: exit.status, exited_at: Some(timestamp(exit.at)) }.encode_to_vec()
+/// An answer that came later. That of a sandbox's Wait is the same on the wire as that of a task's.
+pub fn waited(answer: Answer) -> Vec<u8> {
+    match answer {
+        Answer::Exit(Exit { status, at }) => {
+            pb::WaitResponse { exit_status: status, exited_at: Some(timestamp(at)) }.encode_to_vec()
+        }
+        Answer::Stopped => Vec::new(),
+        Answer::Detached(end) => extras::detached(end),
+    }
 }
 
 fn call(s: &mut Supervisor, method: &str, payload: &[u8]) -> Option<Result<Vec<u8>, Status>> {
@@ -68,7 +76,7 @@ fn call(s: &mut Supervisor, method: &str, payload: &[u8]) -> Option<Result<Vec<u
     })
 }
 
-fn on<Req, Resp>(payload: &[u8], act: impl FnOnce(Req) -> Result<Resp, Error>) -> Result<Vec<u8>, Status>
+pub(crate) fn on<Req, Resp>(payload: &[u8], act: impl FnOnce(Req) -> Result<Resp, Error>) -> Result<Vec<u8>, Status>
 where
     Req: Message + Default,
     Resp: Message,
@@ -76,13 +84,13 @@ where
     Ok(act(decode(payload)?)?.encode_to_vec())
 }
 
-fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
+pub(crate) fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
     M::decode(payload).map_err(|error| Status::new(ErrorKind::InvalidArgument, format!("undecodable request: {error}")))
 }
 
 fn wait(s: &mut Supervisor, caller: Caller, payload: &[u8]) -> Result<Option<Vec<u8>>, Status> {
     let request: pb::WaitRequest = decode(payload)?;
-    Ok(s.wait(&request.id, &request.exec_id, caller)?.map(waited))
+    Ok(s.wait(&request.id, &request.exec_id, caller)?.map(|exit| waited(Answer::Exit(exit))))
 }
 
 fn create(s: &mut Supervisor, r: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse, Error> {

@@ -62,6 +62,14 @@ pub fn end_if_silent(bundle: &Bundle, socket: &Path) {
     shim.end(PATIENCE);
 }
 
+/// Asks the shim to end, which it does if it holds nothing: whoever started it may have died before there was anything.
+pub fn ask_to_end(socket: &Path) {
+    if let Ok(mut connection) = Outgoing::connect(&Address::Path(socket.into())) {
+        // Its answer, or whether it has one, does not matter here.
+        let _ = connection.call("containerd.task.v3.Task", "Shutdown", Vec::new(), PATIENCE, &[]);
+    }
+}
+
 fn answers(socket: &Path) -> bool {
     let Ok(mut connection) = Outgoing::connect(&Address::Path(socket.into())) else { return false };
     if connection.call("containerd.task.v3.Task", "Connect", Vec::new(), PATIENCE, &[]).is_err() {

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use gantry_ttrpc::pb::containerd::runc::v1::Options;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 
@@ -37,6 +38,9 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     make_directory(&socket)?;
     // Two starts of one group must not both find nobody there. A container alone is started once.
     let _lock = if group == args.id { None } else { Some(lock(&socket)?) };
+    if let Some(options) = bootstrap.runc_options().filter(|options| *options != Options::default()) {
+        bundle.write_options(&options)?;
+    }
     if !is_alive(&socket) {
         serve(args, &bootstrap, &bundle, &socket)?;
     }

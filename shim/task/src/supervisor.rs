@@ -15,12 +15,13 @@ use nix::sys::signal::Signal;
 use crate::bundle::Bundle;
 use crate::copy::Copiers;
 use crate::events::Publisher;
-use crate::io::{Attached, PipeOwner, Prepared, Streams};
+use crate::io::{Attached, Movers, PipeOwner, Prepared, Streams};
 use crate::logger::{Logger, Owner};
 use crate::poll::{Interest, Poller, Token};
 use crate::reaper::{self, Dead};
 use crate::runtime::{Created, ProcessIo, Runtime, Wanted};
 use crate::task::{Exit, Moment, Notice, Phase, Process, Step, Task};
+use crate::tee::{End, Tees};
 use crate::{Error, log};
 
 /// Processes of one task that may be executed at once, dead but undeleted ones included.
@@ -41,13 +42,24 @@ pub struct Caller {
     pub stream: u32,
 }
 
-/// An answer to somebody who waited for a process.
+/// An answer to somebody who waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waited {
     /// Who.
     pub caller: Caller,
     /// What for.
-    pub exit: Exit,
+    pub answer: Answer,
+}
+
+/// What somebody waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The end of a process.
+    Exit(Exit),
+    /// The same, without a word about it.
+    Stopped,
+    /// The end of an attachment.
+    Detached(End),
 }
 
 /// A container that is wanted.
@@ -77,38 +89,48 @@ pub struct View<'a> {
 }
 
 #[derive(Debug, Default)]
-struct Member {
-    streams: Streams,
-    attached: Attached,
+pub(crate) struct Member {
+    pub(crate) streams: Streams,
+    pub(crate) attached: Attached,
     /// The process document of an execution that was not started yet.
     document: Vec<u8>,
-    waiting: Vec<Caller>,
+    pub(crate) waiting: Vec<Caller>,
+    /// Who asked to be told of its end and nothing else.
+    pub(crate) stopping: Vec<Caller>,
+    /// How long it may run in a cgroup of its own.
+    pub(crate) limit: Option<Duration>,
+    /// When everything in that cgroup is killed.
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    task: Task,
-    bundle: Bundle,
-    runtime: Runtime,
+pub(crate) struct Entry {
+    pub(crate) task: Task,
+    pub(crate) bundle: Bundle,
+    pub(crate) runtime: Runtime,
     /// Members by execution; the first process is the empty name.
-    members: BTreeMap<String, Member>,
-    oom: Option<(u32, OomWatch)>,
-    owns_pid_namespace: bool,
-    owner: PipeOwner,
+    pub(crate) members: BTreeMap<String, Member>,
+    pub(crate) oom: Option<(u32, OomWatch)>,
+    pub(crate) owns_pid_namespace: bool,
+    pub(crate) owner: PipeOwner,
+    /// When it was made, for a sandbox. Its steps are not announced: it is no task.
+    pub(crate) sandbox: Option<Moment>,
 }
 
 /// The tasks of this shim.
 #[derive(Debug)]
 pub struct Supervisor {
     poller: Rc<Poller>,
-    namespace: String,
-    entries: BTreeMap<String, Entry>,
-    by_pid: BTreeMap<i32, (String, String)>,
+    pub(crate) namespace: String,
+    pub(crate) entries: BTreeMap<String, Entry>,
+    pub(crate) by_pid: BTreeMap<i32, (String, String)>,
     loggers: BTreeMap<i32, Option<Instant>>,
     next_watch: u32,
-    shutting_down: bool,
-    /// Copiers of all streams.
-    pub copiers: Copiers,
+    pub(crate) shutting_down: bool,
+    /// Attached inputs whose end is the process's: container, execution, copier.
+    pub(crate) once: Vec<(String, String, u32)>,
+    /// What moves all streams.
+    pub movers: Movers,
     /// Where events go.
     pub publisher: Publisher,
     /// Answers for those who waited; the loop delivers them.
@@ -119,7 +141,8 @@ impl Supervisor {
     /// A supervisor without tasks.
     pub fn new(poller: Rc<Poller>, namespace: String, publisher: Publisher) -> Supervisor {
         Supervisor {
-            copiers: Copiers::new(Rc::clone(&poller)),
+            movers: Movers { copiers: Copiers::new(Rc::clone(&poller)), tees: Tees::new(Rc::clone(&poller)) },
+            once: Vec::new(),
             poller,
             namespace,
             entries: BTreeMap::new(),
@@ -171,6 +194,9 @@ impl Supervisor {
     /// The state machine's refusal, or what is wrong with the document.
     pub fn exec(&mut self, id: &str, exec: &str, streams: Streams, document: Vec<u8>) -> Result<(), Error> {
         let entry = self.entry_mut(id)?;
+        if entry.sandbox.is_some() {
+            return Err(Error::refused(ErrorKind::FailedPrecondition, "nothing is executed in a sandbox itself"));
+        }
         if !exec.is_empty() {
             exec.parse::<Id>().map_err(|error| Error::usage(error.to_string()))?;
         }
@@ -210,8 +236,11 @@ impl Supervisor {
     pub fn delete(&mut self, id: &str, exec: &str) -> Result<Process, Error> {
         // Ends that happened before are announced before.
         self.reap();
+        if self.entry(id)?.sandbox.is_some() {
+            return Err(Error::refused(ErrorKind::FailedPrecondition, "a sandbox is shut down, not deleted"));
+        }
         if exec.is_empty() && self.entry(id)?.task.process("")?.phase == Phase::Created {
-            self.end_created(id)?;
+            self.end_init(id)?;
         }
         let entry = self.entry_mut(id)?;
         entry.task.check(Step::Delete { exec })?;
@@ -284,7 +313,7 @@ impl Supervisor {
     /// Resizes a process's terminal.
     ///
     /// # Errors
-    /// `NotFound`, or that it has no terminal. One that does not run yet or any more is left alone.
+    /// `NotFound`. One without a terminal, or that does not run yet or any more, is left alone.
     pub fn resize(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<(), Error> {
         let entry = self.entry(id)?;
         let process = entry.task.process(exec)?;
@@ -302,7 +331,7 @@ impl Supervisor {
         let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
         entry.task.process(exec)?;
         if let Some(member) = entry.members.get_mut(exec) {
-            member.attached.close_stdin(&mut self.copiers);
+            member.attached.close_stdin(&mut self.movers.copiers);
         }
         Ok(())
     }
@@ -337,7 +366,9 @@ impl Supervisor {
     pub fn disconnected(&mut self, connection: u32) {
         for member in self.entries.values_mut().flat_map(|entry| entry.members.values_mut()) {
             member.waiting.retain(|caller| caller.connection != connection);
+            member.stopping.retain(|caller| caller.connection != connection);
         }
+        self.movers.tees.disconnected(connection);
     }
 
     /// Asks the shim to end. Refused silently while there are tasks, as callers expect.
@@ -367,14 +398,21 @@ impl Supervisor {
 
     /// When to call [`Supervisor::tick`].
     pub fn deadline(&self) -> Option<Instant> {
-        let others = [self.publisher.deadline(), self.copiers.deadline()];
-        self.loggers.values().copied().chain(others).flatten().min()
+        let others = [self.publisher.deadline(), self.movers.copiers.deadline()];
+        let members = self.entries.values().flat_map(|entry| entry.members.values());
+        let limits = members.map(|member| member.deadline);
+        self.loggers.values().copied().chain(others).chain(limits).flatten().min()
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) {
         self.publisher.tick(now);
-        self.copiers.tick(now);
+        self.movers.copiers.tick(now);
+        self.movers.tees.tick(&self.movers.copiers);
+        self.end_inputs();
+        self.end_limited(now);
+        let detached = self.movers.tees.ended.drain(..);
+        self.waited.extend(detached.map(|(caller, end)| Waited { caller, answer: Answer::Detached(end) }));
         for (&pid, deadline) in &mut self.loggers {
             if deadline.is_some_and(|deadline| deadline <= now) {
                 Logger { pid }.signal(Signal::SIGKILL);
@@ -406,7 +444,7 @@ impl Supervisor {
                 return Err(error);
             }
         };
-        let attached = prepared.attach(console, &mut self.copiers).inspect_err(|_| {
+        let attached = prepared.attach(console, &mut self.movers).inspect_err(|_| {
             // The first error is the one to report; what is left of the container is found by its bundle.
             let _ = runtime.delete(true);
         })?;
@@ -414,7 +452,7 @@ impl Supervisor {
         let members = BTreeMap::from([(String::new(), member)]);
         let owns_pid_namespace = spec.has_new(NamespaceKind::Pid);
         let task = Task::created(pid);
-        Ok((pid, Entry { task, bundle, runtime, members, oom: None, owns_pid_namespace, owner }))
+        Ok((pid, Entry { task, bundle, runtime, members, oom: None, owns_pid_namespace, owner, sandbox: None }))
     }
 
     fn start_init(&mut self, id: &str) -> Result<i32, Error> {
@@ -436,14 +474,16 @@ impl Supervisor {
         let member = entry.members.get_mut(exec).ok_or_else(not_found)?;
         let prepared = Prepared::open(&member.streams, Owner { id, namespace: &self.namespace }, entry.owner)?;
         let io = if member.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) };
-        let executed = match entry.runtime.exec(exec, &member.document, io) {
+        let own = member.limit.is_some().then(|| own_cgroup(exec));
+        let executed = match entry.runtime.exec(exec, &member.document, io, own.as_deref()) {
             Ok(executed) => executed,
             Err(error) => {
                 self.abandon(prepared);
                 return Err(error);
             }
         };
-        member.attached = match prepared.attach(executed.console, &mut self.copiers) {
+        member.deadline = member.limit.filter(|limit| !limit.is_zero()).map(|limit| Instant::now() + limit);
+        member.attached = match prepared.attach(executed.console, &mut self.movers) {
             Ok(attached) => attached,
             Err(error) => {
                 // Reaped as a stranger; the execution is still to be started.
@@ -470,8 +510,11 @@ impl Supervisor {
             log::warning("an exit came in no order", &error);
         }
         let Some(member) = self.entries.get_mut(&id).and_then(|entry| entry.members.get_mut(&exec)) else { return };
-        member.attached.process_ended(&mut self.copiers);
-        self.waited.extend(member.waiting.drain(..).map(|caller| Waited { caller, exit }));
+        member.attached.process_ended(&mut self.movers.copiers);
+        member.deadline = None;
+        let exit = Answer::Exit(exit);
+        self.waited.extend(member.waiting.drain(..).map(|caller| Waited { caller, answer: exit }));
+        self.waited.extend(member.stopping.drain(..).map(|caller| Waited { caller, answer: Answer::Stopped }));
     }
 
     /// Everything that must be so before the end of a first process is announced.
@@ -497,7 +540,8 @@ impl Supervisor {
         }
     }
 
-    fn end_created(&mut self, id: &str) -> Result<(), Error> {
+    /// Kills a first process and waits for its end.
+    pub(crate) fn end_init(&mut self, id: &str) -> Result<(), Error> {
         match self.entry_mut(id)?.runtime.kill(libc::SIGKILL, false) {
             // It died by itself, for example because its program could not be executed.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -506,7 +550,7 @@ impl Supervisor {
         let deadline = Instant::now() + DYING;
         while self.entry(id)?.task.process("")?.exit().is_none() {
             if Instant::now() > deadline {
-                return Err(Error::refused(ErrorKind::DeadlineExceeded, "the created process does not die"));
+                return Err(Error::refused(ErrorKind::DeadlineExceeded, "the process does not die"));
             }
             self.reap();
             std::thread::sleep(Duration::from_micros(200));
@@ -514,13 +558,44 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Kills what has run for too long, with all that it started.
+    fn end_limited(&mut self, now: Instant) {
+        for entry in self.entries.values_mut() {
+            let late = |member: &Member| member.deadline.is_some_and(|deadline| deadline <= now);
+            for (exec, member) in entry.members.iter_mut().filter(|(_, member)| late(member)) {
+                member.deadline = None;
+                let pid = entry.task.process(exec).map_or(0, |process| process.pid);
+                if let Err(error) = entry.runtime.kill_exec(&own_cgroup(exec), pid) {
+                    log::warning("an execution that ran for too long cannot be killed", &error);
+                }
+            }
+        }
+    }
+
+    /// The end of some attached inputs is the process's own.
+    fn end_inputs(&mut self) {
+        let (open, ended) = std::mem::take(&mut self.once)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, _, copier)| self.movers.copiers.is_open(*copier));
+        self.once = open;
+        for (id, exec, _) in ended {
+            // It may be gone altogether.
+            let _ = self.close_stdin(&id, &exec);
+        }
+    }
+
     /// Closes what belongs to a process. Called before its end is forgotten.
-    fn forget(&mut self, id: &str, exec: &str) {
-        let Some(mut member) = self.entries.get_mut(id).and_then(|entry| entry.members.remove(exec)) else { return };
+    pub(crate) fn forget(&mut self, id: &str, exec: &str) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let Some(mut member) = entry.members.remove(exec) else { return };
+        if member.limit.is_some() {
+            entry.runtime.leave_exec(&own_cgroup(exec));
+        }
         // Whoever still waits does so for an execution that was never started.
         let never = Exit { status: NEVER_RAN, at: Moment::now() };
-        self.waited.extend(member.waiting.drain(..).map(|caller| Waited { caller, exit: never }));
-        if let Some(logger) = member.attached.finish(&mut self.copiers) {
+        let never = Answer::Exit(never);
+        self.waited.extend(member.waiting.drain(..).map(|caller| Waited { caller, answer: never }));
+        if let Some(logger) = member.attached.finish(&mut self.movers) {
             self.end_logger(&logger);
         }
     }
@@ -556,22 +631,30 @@ impl Supervisor {
         );
     }
 
-    fn step(&mut self, id: &str, step: Step<'_>) -> Result<(), Error> {
-        let notice: Notice = self.entry_mut(id)?.task.step(step)?;
-        self.publisher.announce(id, &notice);
+    pub(crate) fn step(&mut self, id: &str, step: Step<'_>) -> Result<(), Error> {
+        let entry = self.entry_mut(id)?;
+        let notice: Notice = entry.task.step(step)?;
+        if entry.sandbox.is_none() {
+            self.publisher.announce(id, &notice);
+        }
         Ok(())
     }
 
-    fn entry(&self, id: &str) -> Result<&Entry, Error> {
+    pub(crate) fn entry(&self, id: &str) -> Result<&Entry, Error> {
         self.entries.get(id).ok_or_else(not_found)
     }
 
-    fn entry_mut(&mut self, id: &str) -> Result<&mut Entry, Error> {
+    pub(crate) fn entry_mut(&mut self, id: &str) -> Result<&mut Entry, Error> {
         self.entries.get_mut(id).ok_or_else(not_found)
     }
 }
 
-fn not_found() -> Error {
+/// Name of an execution's own cgroup.
+fn own_cgroup(exec: &str) -> String {
+    format!("exec-{exec}")
+}
+
+pub(crate) fn not_found() -> Error {
     Error::refused(ErrorKind::NotFound, "container not created: not found")
 }
 
@@ -603,7 +686,7 @@ fn on_host(mappings: &[IdMapping], id: u32) -> u32 {
     mapped.unwrap_or(id)
 }
 
-fn mount(mount: &MountPb) -> Mount {
+pub(crate) fn mount(mount: &MountPb) -> Mount {
     Mount {
         kind: mount.r#type.clone(),
         source: mount.source.clone(),

@@ -292,9 +292,9 @@ async fn what_makes_no_sense_is_refused_with_the_code_clients_expect(kind: Kind)
     container.delete("e").await.unwrap();
     assert_eq!(kind_of(container.call("NoSuch", ()).await), ErrorKind::Unimplemented);
     let elsewhere =
-        container.client.call_raw("containerd.runtime.sandbox.v1.Sandbox", "Platform", Vec::new(), &[], Some(SOON));
+        container.client.call_raw("containerd.runtime.other.v1.Other", "Platform", Vec::new(), &[], Some(SOON));
     let elsewhere = elsewhere.await.unwrap_err();
-    assert_eq!(elsewhere.message, "service containerd.runtime.sandbox.v1.Sandbox");
+    assert_eq!(elsewhere.message, "service containerd.runtime.other.v1.Other");
     let v2 = container.client.call_raw("containerd.task.v2.Task", "State", b"\x0a\x01c".to_vec(), &[], Some(SOON));
     assert!(v2.await.is_ok());
     container.shutdown_refused().await;

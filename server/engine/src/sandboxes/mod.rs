@@ -3,6 +3,7 @@
 mod controller;
 mod handle;
 mod remote;
+mod shim;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,13 @@ pub use controller::{
 };
 pub use gantry_metadata::Sandbox;
 pub use handle::Controller;
+pub(crate) use shim::{SandboxShims, ShimController, restore};
 use handle::Watched;
+
+/// Name of our own controller.
+pub(crate) const SHIM: &str = "shim";
+/// The same controller, with sandboxes that show among the tasks.
+pub(crate) const PODSANDBOX: &str = "podsandbox";
 
 /// The sandboxes of all namespaces.
 #[derive(Clone)]

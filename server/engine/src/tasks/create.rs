@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_metadata::Container;
-use gantry_shims::{BundleSpec, Launch, Shim};
+use gantry_shims::{Answer, BundleSpec, Launch, Shim};
 use gantry_ttrpc::pb::containerd::task::v3::{CreateTaskRequest, DeleteRequest, KillRequest};
 use gantry_ttrpc::pb::containerd::types as wire;
 use gantry_types::{Any, ErrorKind, HasKind, Mount, Scope};
@@ -18,6 +18,8 @@ use crate::mounts::Mounts;
 use crate::{Error, Result};
 
 const SIGKILL: u32 = 9;
+/// First version of the task API whose shims may hold a sandbox.
+const KNOWS_SANDBOXES: i32 = 3;
 
 impl Tasks {
     /// Makes a container's task; gives its process id. The work goes on when the caller goes away; another call for
@@ -73,9 +75,6 @@ impl Tasks {
         let operation = self.core.ops.begin("task create", id, Some(&scope.namespace), scope.deadline);
         if create.checkpoint.is_some() {
             return Err(Error::Unimplemented("restoring a task from a checkpoint"));
-        }
-        if !create.task_api_address.is_empty() {
-            return Err(Error::Unimplemented("a task in another shim"));
         }
         operation.stage("asking the snapshotter for the root file system");
         let rootfs = self.rootfs(scope, container, create).await?;
@@ -136,7 +135,22 @@ impl Tasks {
             options: options_of(container, create),
             bundle: BundleSpec { config, gid: config.and_then(mapped_root) },
         };
-        Ok(self.shims.launch(launch).await?)
+        match self.shim_to_join(scope, container, create)? {
+            Some(answer) => Ok(self.shims.join(launch, &container.sandbox_id, &answer).await?),
+            None => Ok(self.shims.launch(launch).await?),
+        }
+    }
+
+    /// The shim that a client names, or that of the container's sandbox where it holds the tasks of its pod: not ours,
+    /// and new enough to know sandboxes.
+    fn shim_to_join(&self, scope: &Scope, container: &Container, create: &Create) -> Result<Option<Answer>> {
+        if !create.task_api_address.is_empty() {
+            let answer = Answer::of_address(&create.task_api_address, create.task_api_version);
+            return answer.map(Some).map_err(|reason| Error::invalid("task API address", reason));
+        }
+        let sandbox = self.sandboxes.shim(&(scope.namespace.clone(), container.sandbox_id.clone()));
+        let answer = sandbox.map(|shim| shim.answer().clone());
+        Ok(answer.filter(|answer| !answer.is_ours() && answer.version >= KNOWS_SANDBOXES))
     }
 
     async fn create_in(&self, shim: &Shim, create: &Create, rootfs: Vec<Mount>, options: Option<&Any>) -> Result<u32> {
@@ -194,12 +208,12 @@ pub(crate) fn any(any: &Any) -> prost_types::Any {
     prost_types::Any { type_url: any.type_url.clone(), value: any.value.clone() }
 }
 
-fn mount(mount: Mount) -> wire::Mount {
+pub(crate) fn mount(mount: Mount) -> wire::Mount {
     wire::Mount { r#type: mount.kind, source: mount.source, target: mount.target, options: mount.options }
 }
 
 /// The group on the host that is root's in the container, where it is another one.
-fn mapped_root(config: &[u8]) -> Option<u32> {
+pub(crate) fn mapped_root(config: &[u8]) -> Option<u32> {
     #[derive(Deserialize)]
     struct Spec {
         linux: Option<Linux>,

@@ -4,6 +4,7 @@
 mod create;
 mod exits;
 mod monitor;
+pub(crate) mod pipes;
 mod streams;
 mod table;
 
@@ -19,16 +20,18 @@ use gantry_ttrpc::pb::containerd::v1::types::Status as WireStatus;
 use gantry_types::{Any, Descriptor, ErrorKind, Fields, Filter, HasKind, Id, Mount, Scope};
 
 use crate::core::Core;
+use crate::sandboxes::SandboxShims;
 use crate::mounts::Mounts;
 use crate::snapshots::Snapshots;
 use crate::{Error, Result};
 
-pub(crate) use create::any;
+pub(crate) use create::{any, mapped_root, mount as mount_to_wire};
 use exits::Exits;
+pub(crate) use exits::time_of;
 use monitor::name;
 pub use streams::{Attach, AttachEnd, Attached, LogIo, LogTo, MAX_LOG_LINE, RunExec, RunningExec, Streams};
-pub(crate) use table::Task;
 use table::{ProcessEntry, Table};
+pub(crate) use table::{Task, TaskKey};
 
 /// How long a list waits for one shim's answer.
 const LIST_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -42,6 +45,8 @@ pub struct Tasks {
     pub(crate) shims: Shims,
     pub(crate) snapshots: Snapshots,
     pub(crate) table: Table,
+    /// The sandboxes whose shims containers may have to be put into.
+    pub(crate) sandboxes: SandboxShims,
     pub(crate) exits: Exits,
 }
 
@@ -67,7 +72,7 @@ pub struct Create {
     pub options: Option<Any>,
     /// Absolute path of a shim, instead of the container's runtime name.
     pub runtime_path: String,
-    /// Address of a shim to use instead of starting one. Not offered yet: refused where it is set.
+    /// Address of a shim to use instead of starting one, as a sandbox's controller gives it: `ttrpc+unix://PATH`.
     pub task_api_address: String,
     /// Version of the task API at that address.
     pub task_api_version: u32,
@@ -167,7 +172,7 @@ pub struct Metric {
 
 impl Tasks {
     pub(crate) fn new(core: &Arc<Core>, shims: Shims, snapshots: Snapshots) -> Tasks {
-        Tasks { core: Arc::clone(core), shims, snapshots, table: Table::default(), exits: Exits::new(core) }
+        Tasks { core: Arc::clone(core), shims, snapshots, table: Table::default(), sandboxes: SandboxShims::default(), exits: Exits::new(core) }
     }
 
     /// Starts the task, or with an exec id that process; gives the process id.
@@ -194,6 +199,10 @@ impl Tasks {
         let Ok(task) = self.table.get(&key) else {
             return self.table.take_buried(&key).ok_or_else(|| Error::not_found("task", container_id));
         };
+        if task.is_sandbox {
+            let reason = "it is a sandbox, which is shut down".to_owned();
+            return Err(Error::Precondition { what: "task", name: container_id.to_owned(), reason });
+        }
         let operation = self.core.ops.begin("task delete", container_id, Some(&scope.namespace), scope.deadline);
         let tasks = self.clone();
         // Runs to its end when the caller goes away: a task half deleted is nobody's.
@@ -211,7 +220,10 @@ impl Tasks {
         let answered = self.delete_at(&task, exec_id).await?;
         task.forget(exec_id);
         let exit = answered.or(recorded).ok_or_else(|| Error::not_found("process", exec_id))?;
-        self.exits.exited(name(&task, exec_id), exit);
+        // One that never ran has no end to tell of.
+        if exit.pid != 0 {
+            self.exits.exited(name(&task, exec_id), exit);
+        }
         Ok(exit)
     }
 
@@ -403,6 +415,20 @@ impl Tasks {
         let mut exit = entry.exit.subscribe();
         let ended = exit.wait_for(Option::is_some).await.map_err(|_| Error::Stopped { what: "task wait" })?;
         (*ended).ok_or(Error::Stopped { what: "task wait" })
+    }
+
+    /// Shows a sandbox among the tasks.
+    pub(crate) fn show_sandbox(&self, key: &TaskKey, task: Arc<Task>, pid: u32) {
+        task.process("").pid.store(pid, Ordering::SeqCst);
+        self.table.insert(key, &task);
+        self.watch_process(&task, "");
+    }
+
+    /// Takes it out again.
+    pub(crate) fn hide_sandbox(&self, key: &TaskKey) {
+        if self.table.get(key).is_ok_and(|task| task.is_sandbox) {
+            self.table.remove(key);
+        }
     }
 
     /// Announces the end of a task's own process.

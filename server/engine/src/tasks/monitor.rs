@@ -55,7 +55,7 @@ impl Tasks {
         tokio::time::sleep(EVENT_GRACE).await;
         // Without a pid nobody could tell this exit from another's.
         let pid = entry.pid.load(Ordering::SeqCst);
-        if pid != 0 {
+        if pid != 0 && !task.is_sandbox {
             self.exits.exited(name(task, exec_id), Exit { pid, status, exited_at });
         }
     }

@@ -39,6 +39,8 @@ pub(crate) struct Task {
     pub(crate) retiring: AtomicBool,
     /// One deletion at a time.
     pub(crate) deleting: tokio::sync::Mutex<()>,
+    /// A sandbox that shows among the tasks: its controller makes it and takes it away.
+    pub(crate) is_sandbox: bool,
     processes: Mutex<HashMap<String, Arc<ProcessEntry>>>,
 }
 
@@ -166,8 +168,17 @@ impl Table {
 
 impl Task {
     pub(crate) fn new(shim: Shim) -> Arc<Task> {
+        Arc::new(Task::plain(shim))
+    }
+
+    /// What shows of a sandbox.
+    pub(crate) fn of_sandbox(shim: Shim) -> Arc<Task> {
+        Arc::new(Task { is_sandbox: true, ..Task::plain(shim) })
+    }
+
+    fn plain(shim: Shim) -> Task {
         let (retiring, deleting, processes) = (AtomicBool::new(false), tokio::sync::Mutex::default(), Mutex::default());
-        Arc::new(Task { shim, retiring, deleting, processes })
+        Task { shim, retiring, deleting, is_sandbox: false, processes }
     }
 
     /// The entry of a process, made where there is none; empty for the task's own.

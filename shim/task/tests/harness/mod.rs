@@ -294,6 +294,12 @@ impl Container {
         self.call("Create", request).await
     }
 
+    /// The same shim, for a container of another name.
+    pub fn another(&self, id: &str, bundle: PathBuf) -> Container {
+        let (socket, client, ttrpc) = (self.socket.clone(), self.client.clone(), self.ttrpc.clone());
+        Container { id: id.into(), bundle, socket, client, kind: self.kind, ttrpc }
+    }
+
     fn options(&self) -> Option<Any> {
         let runc = match self.kind {
             Kind::Builtin => return None,
@@ -355,6 +361,24 @@ impl Container {
         use gantry_ttrpc::pb::containerd::task::v3::{ConnectRequest, ConnectResponse};
         let response: ConnectResponse = self.call("Connect", ConnectRequest { id: self.id.clone() }).await.unwrap();
         i32::try_from(response.shim_pid).unwrap()
+    }
+
+    /// A call of the sandbox service.
+    pub async fn sandbox<Req: Message, Resp: Message + Default>(
+        &self,
+        method: &str,
+        request: Req,
+    ) -> Result<Resp, Status> {
+        self.client.call("containerd.runtime.sandbox.v1.Sandbox", method, &request, SOON).await
+    }
+
+    /// A call of what our shim alone offers.
+    pub async fn extra<Req: Message, Resp: Message + Default>(
+        &self,
+        method: &str,
+        request: Req,
+    ) -> Result<Resp, Status> {
+        self.client.call("gantry.shim.v1.Extras", method, &request, SOON).await
     }
 
     /// Ends the shim and waits until it has gone.
