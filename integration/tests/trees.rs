@@ -21,7 +21,7 @@ fn listing(root: &Path) -> String {
 
 /// Extended attributes of all entries; names in octal where they are odd.
 fn attributes(root: &Path) -> String {
-    run(
+    let found = run(
         "getfattr",
         &[
             "--recursive",
@@ -34,7 +34,11 @@ fn attributes(root: &Path) -> String {
             &root.to_string_lossy(),
         ],
     )
-    .replace(&*root.to_string_lossy(), "")
+    .replace(&*root.to_string_lossy(), "");
+    // Directories list their entries in an order of their own.
+    let mut files: Vec<&str> = found.split("\n\n").collect();
+    files.sort_unstable();
+    files.join("\n\n")
 }
 
 /// Contents of all plain files.
@@ -61,12 +65,17 @@ fn fingerprint(lab: &Lab, root: &Path, name: &str) -> String {
 
 /// All that is compared, the parts that explain a difference first.
 fn mounted(lab: &Lab, daemon: &Daemon, image: &str, name: &str) -> [String; 4] {
+    mounted_by(lab, daemon, image, ("overlayfs", name))
+}
+
+/// As [`mounted`], by a snapshotter.
+pub(crate) fn mounted_by(lab: &Lab, daemon: &Daemon, image: &str, (snapshotter, name): (&str, &str)) -> [String; 4] {
     let root = lab.path(&format!("{name}-root"));
     std::fs::create_dir_all(&root).expect("make a directory");
     let place = root.to_string_lossy().into_owned();
-    daemon.ctr(&["images", "mount", image, &place]).ok();
+    daemon.ctr(&["images", "mount", "--snapshotter", snapshotter, image, &place]).ok();
     let seen = [listing(&root), attributes(&root), contents(&root), fingerprint(lab, &root, name)];
-    daemon.ctr(&["images", "unmount", "--rm", &place]).ok();
+    daemon.ctr(&["images", "unmount", "--snapshotter", snapshotter, "--rm", &place]).ok();
     seen
 }
 
@@ -97,7 +106,7 @@ fn debian_files_unpacked_by_us_and_by_containerd_are_identical_trees() {
 }
 
 /// What Debian packages lack: set-id bits, devices, pipes, attributes, odd names, whiteouts, an opaque directory.
-fn special_root(lab: &Lab) -> std::path::PathBuf {
+pub(crate) fn special_root(lab: &Lab) -> std::path::PathBuf {
     let root = lab.path("special-root");
     std::fs::create_dir_all(&root).expect("make a directory");
     let script = r#"

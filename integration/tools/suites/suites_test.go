@@ -101,6 +101,8 @@ func TestOverlay(t *testing.T) { snapshotter("overlayfs")(t) }
 
 func TestNative(t *testing.T) { snapshotter("native")(t) }
 
+func TestErofs(t *testing.T) { snapshotter("erofs")(t) }
+
 // The snapshotter that GANTRY_SNAPSHOTTER names.
 func TestNamed(t *testing.T) { snapshotter(os.Getenv("GANTRY_SNAPSHOTTER"))(t) }
 

@@ -13,12 +13,11 @@ use super::fetch::{Fetch, ingest};
 use super::lazy;
 use super::manifest::{self, Document, ImageConfig, MAX_DEPTH, Manifest};
 use super::report::{Report, name_of};
-use super::unpack::{Layer, Source, Stack};
+use super::unpack::{Asked, Layer, Source, Stack};
 use super::{ProgressSink, Pull, Transfer, Unpack};
 use crate::content::is_present;
 use crate::images::Image;
 use crate::ops::Entry;
-use crate::stream::Feed;
 use crate::{Error, Result};
 
 /// Longest a pull can hold its lease; a longer one would lose what it has got so far.
@@ -64,8 +63,12 @@ impl One<'_> {
         self.operation.stage("resolving");
         let reference = self.pull.reference.to_string();
         self.report.title(format!("Resolving from OCI Registry ({reference})"));
-        let resolved = self.t.core.registry.resolve(&self.pull.reference, &self.pull.access).await?;
+        let resolved = self.t.core.registry.get().resolve(&self.pull.reference, &self.pull.access).await?;
         let root = Descriptor { platform: None, ..resolved.descriptor };
+        if let Some(verifier) = &self.t.core.config.image_verifier {
+            self.operation.stage("asking the image verifiers");
+            crate::verify::verify(verifier, &name, &root).await?;
+        }
         self.report.title(format!("Pulling from OCI Registry ({reference})"));
         self.report.named("fetching image content", &reference, &root);
         self.report.belongs(&root, reference.clone());
@@ -123,7 +126,7 @@ impl One<'_> {
 
     /// Fetches one document and stores it with what it keeps.
     async fn document(&self, descriptor: &Descriptor, body: Option<bytes::Bytes>) -> Result<Document> {
-        let registry = &self.t.core.registry;
+        let registry = &self.t.core.registry.get();
         self.report.blob("waiting", descriptor, 0);
         let mut had = false;
         let bytes = match body {
@@ -174,30 +177,31 @@ impl One<'_> {
         try_join_all(singles.iter().map(|single| self.layers(single))).await.map(drop)
     }
 
-    /// Fetches an image's layers side by side, and unpacks them in their order meanwhile.
+    /// Fetches an image's layers side by side, and unpacks them meanwhile.
     async fn layers(&self, single: &Single) -> Result<()> {
         let unpacks = self.unpacks(single);
         let layers = &single.manifest.layers;
         let (done, fetched): (Vec<_>, Vec<_>) = layers.iter().map(|_| watch::channel(false)).unzip();
-        let mut coming: Vec<Option<oneshot::Receiver<Option<Feed>>>> = layers.iter().map(|_| None).collect();
+        let mut asking: Vec<Option<oneshot::Sender<Asked>>> = layers.iter().map(|_| None).collect();
         let mut stacks = Vec::new();
         for unpack in &unpacks {
             stacks.push(self.stack(single, unpack, &fetched)?);
         }
         let present = self.present(&mut stacks).await?;
-        // The lowest layer that comes is unpacked meanwhile; the others wait for their turn anyway.
-        if let Some(first) = stacks.first_mut().and_then(|stack| stack.layers.get_mut(present)) {
-            let (wanted, answer) = oneshot::channel();
-            first.source = Source::Coming(wanted);
-            coming[present] = Some(answer);
+        // What comes can be unpacked by one snapshotter meanwhile.
+        let first = stacks.first_mut().into_iter().flat_map(|stack| &mut stack.layers);
+        for ((layer, asking), fetched) in first.zip(&mut asking).zip(&fetched).skip(present) {
+            let (ask, asked) = oneshot::channel();
+            layer.source = Source::Coming(asked, fetched.clone());
+            *asking = Some(ask);
         }
         let most = self.t.core.config.concurrent_downloads.max(1);
         let fetches = layers
             .iter()
             .zip(done)
-            .zip(coming)
+            .zip(asking)
             .skip(present)
-            .map(|((layer, done), coming)| self.layer(layer, done, coming));
+            .map(|((layer, done), asking)| self.layer(layer, done, asking));
         // Collected, for the compiler cannot see that the borrowed iterator is the same for every lifetime.
         let fetches: Vec<_> = fetches.collect();
         let fetching = futures::stream::iter(fetches).buffer_unordered(most).try_collect::<Vec<()>>();
@@ -238,12 +242,13 @@ impl One<'_> {
         &self,
         layer: &Descriptor,
         done: watch::Sender<bool>,
-        coming: Option<oneshot::Receiver<Option<Feed>>>,
+        asking: Option<oneshot::Sender<Asked>>,
     ) -> Result<()> {
-        let feed = match coming {
-            // The unpacker says whether it wants the bytes; where it failed there is nothing to feed.
-            Some(answer) => answer.await.ok().flatten(),
-            None => None,
+        let (asked, answer) = oneshot::channel();
+        // The unpacker says whether it wants the bytes now; where it failed there is nothing to feed.
+        let feed = match asking.map(|ask| ask.send(asked)) {
+            Some(Ok(())) => answer.await.ok().flatten(),
+            _ => None,
         };
         self.fetch().blob(layer, &Labels::from_iter(self.source_label()), feed).await?;
         done.send_replace(true);

@@ -1,0 +1,276 @@
+//! One layer on its way into one snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use gantry_layer::Control;
+use gantry_metadata::Resource;
+use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
+use tokio::sync::{SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Transfer;
+use super::report::Report;
+use super::unpack::{Asked, Layer, STOPPED, Source, Together};
+use crate::content::is_present;
+use crate::diff::{Applied, Job, is_erofs};
+use crate::leases::unique;
+use crate::place::{Below, needs_lower};
+use crate::stream::{self, Feed};
+use crate::{Error, Result, processors};
+
+/// Longest an unpacking thread takes to notice that it is not wanted any more.
+const STOPPING: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(super) struct One<'a> {
+    pub(super) transfer: &'a Transfer,
+    pub(super) scope: &'a Scope,
+    pub(super) snapshotter: &'a str,
+    pub(super) chain_id: &'a Digest,
+    /// Chain id of the layer below; empty for the lowest.
+    pub(super) parent: &'a str,
+    pub(super) report: &'a Report,
+    pub(super) together: &'a Together,
+}
+
+/// A snapshot that holds the layer, and waits for what is below.
+struct Filled<'a> {
+    half_done: HalfDone<'a>,
+    labels: Labels,
+}
+
+impl<'a> One<'a> {
+    /// Unpacks the layer unless its snapshot is there; says whether there was something to do. With `below` the layer
+    /// below is being unpacked at the same time, and this says when it is committed.
+    pub(super) async fn unpack(&self, layer: Layer, below: Option<watch::Receiver<bool>>) -> Result<bool> {
+        let Layer { descriptor, diff_id, source, told } = layer;
+        let (asked, fetched) = arrival(source).await?;
+        let key = format!("{}/{}/{}", self.scope.namespace, self.snapshotter, self.chain_id);
+        let _one = self.transfer.unpacking.lock(&key).await;
+        if self.is_there().await? {
+            self.report.blob("exists", &descriptor, 0);
+            answer(asked, None);
+            return Ok(false);
+        }
+        let mut labels = self.labels(&diff_id);
+        labels.extend(told);
+        let what = What { descriptor: &descriptor, diff_id: &diff_id, labels };
+        let filled = match self.fill(&what, asked, &fetched, below.is_some()).await {
+            Err(error) if needs_lower(&error) && below.is_some() => None,
+            filled => Some(filled?),
+        };
+        if let Some(below) = below {
+            committed(below).await?;
+        }
+        let filled = match filled {
+            Some(filled) => filled,
+            None => self.fill(&what, None, &fetched, false).await?,
+        };
+        if let Some(filled) = filled {
+            self.commit(filled).await?;
+            self.report.blob("extracted", &descriptor, descriptor.size);
+        }
+        Ok(true)
+    }
+
+    /// Whether the snapshot is there; if so the lease keeps it from now on.
+    async fn is_there(&self) -> Result<bool> {
+        let key = self.chain_id.as_str();
+        let snapshots = &self.transfer.snapshots;
+        if snapshots.stat(self.scope, self.snapshotter, key).await.is_err() {
+            return Ok(false);
+        }
+        if let Some(lease) = &self.scope.lease {
+            let resource = Resource::Snapshot { snapshotter: self.snapshotter.to_owned(), key: key.to_owned() };
+            self.transfer.leases.add(self.scope, lease, resource).await?;
+        }
+        // It may have gone before the lease had it.
+        Ok(snapshots.stat(self.scope, self.snapshotter, key).await.is_ok())
+    }
+
+    /// Unpacks into a new snapshot, which with `alone` stands on nothing. None where the snapshotter has it by now.
+    async fn fill(
+        &self,
+        what: &What<'_>,
+        asked: Option<Asked>,
+        fetched: &Option<watch::Receiver<bool>>,
+        alone: bool,
+    ) -> Result<Option<Filled<'_>>> {
+        let (_permit, asked) = self.turn(asked, fetched).await?;
+        let key = format!("extract-{} {}", unique(), self.chain_id);
+        let (snapshots, labels) = (&self.transfer.snapshots, what.labels.clone());
+        let parent = if alone { "" } else { self.parent };
+        let mounts = match snapshots.prepare(self.scope, self.snapshotter, &key, parent, labels.clone()).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                answer(asked, None);
+                return Ok(None);
+            }
+            prepared => prepared?,
+        };
+        let ended = CancellationToken::new();
+        let half_done = HalfDone { one: self, key: Some(key), ended: ended.clone() };
+        let below = if alone { Below::Absent } else { Below::Shown };
+        let applied = match self.write(what, mounts.clone(), asked, ended.clone(), below).await {
+            Err(error) if !alone && needs_lower(&error) => {
+                wait_for(fetched).await?;
+                self.write(what, mounts, None, ended, Below::Needed).await
+            }
+            applied => applied,
+        };
+        what.check(applied?)?;
+        Ok(Some(Filled { half_done, labels }))
+    }
+
+    /// Waits until the layer may be unpacked. One that could be had while it comes does not wait for that: then it is
+    /// fetched first.
+    async fn turn(
+        &self,
+        asked: Option<Asked>,
+        fetched: &Option<watch::Receiver<bool>>,
+    ) -> Result<(SemaphorePermit<'a>, Option<Asked>)> {
+        let unpacking = &self.transfer.core.unpacking;
+        if let Some(asked) = asked {
+            if let Ok(permit) = unpacking.try_acquire() {
+                return Ok((permit, Some(asked)));
+            }
+            answer(Some(asked), None);
+        }
+        wait_for(fetched).await?;
+        let permit = unpacking.acquire().await.map_err(|_| Error::Stopped { what: "unpack" })?;
+        Ok((permit, None))
+    }
+
+    /// What containerd's clients look for on a layer's snapshot.
+    fn labels(&self, diff_id: &Digest) -> Labels {
+        let mut labels = Labels::from([
+            (labels::SNAPSHOT_REF.to_owned(), self.chain_id.to_string()),
+            ("containerd.io/snapshot/diff-id".to_owned(), diff_id.to_string()),
+        ]);
+        if !self.parent.is_empty() {
+            labels.insert("containerd.io/snapshot/parent-chain-id".to_owned(), self.parent.to_owned());
+        }
+        labels
+    }
+
+    async fn write(
+        &self,
+        what: &What<'_>,
+        mounts: Vec<Mount>,
+        asked: Option<Asked>,
+        ended: CancellationToken,
+        below: Below,
+    ) -> Result<Applied> {
+        let descriptor = what.descriptor;
+        let job = Job {
+            ended,
+            digest: descriptor.digest.clone(),
+            recipe: processors::recipe(&self.transfer.core.config, &descriptor.media_type, &BTreeMap::new())?,
+            native: is_erofs(&descriptor.media_type),
+            deadline: self.scope.deadline,
+            limits: self.transfer.core.config.unpack,
+            mounts,
+            below,
+        };
+        let Some(asked) = asked else {
+            self.report.blob("extracting", descriptor, 0);
+            let reader = self.transfer.content.reader(self.scope, &descriptor.digest).await?;
+            return job.run_stored(reader, false).await;
+        };
+        let (feed, drain) = stream::pipe();
+        answer(Some(asked), Some(feed));
+        let applied = job.run(drain, false, Arc::new(Control::default())).await;
+        // Until now the line was that of the download.
+        self.report.blob("extracting", descriptor, descriptor.size);
+        applied
+    }
+
+    async fn commit(&self, filled: Filled<'_>) -> Result<()> {
+        let Filled { mut half_done, labels } = filled;
+        let Some(key) = half_done.key.as_deref() else { return Ok(()) };
+        let (snapshots, name) = (&self.transfer.snapshots, self.chain_id.as_str());
+        match snapshots.commit(self.scope, self.snapshotter, name, key, self.parent, labels).await {
+            Err(error) if is_present(&error) => Ok(()),
+            committed => {
+                committed?;
+                half_done.key = None;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A layer, and what its snapshot is to say.
+struct What<'a> {
+    descriptor: &'a Descriptor,
+    diff_id: &'a Digest,
+    labels: Labels,
+}
+
+impl What<'_> {
+    fn check(&self, applied: Applied) -> Result<()> {
+        if applied.diff_id == *self.diff_id {
+            return Ok(());
+        }
+        let (digest, expected) = (self.descriptor.digest.clone(), self.diff_id.clone());
+        Err(Error::DiffId { digest, expected, actual: applied.diff_id })
+    }
+}
+
+/// Waits until the bytes are there, or can be had while they come; then this is to be answered.
+async fn arrival(source: Source) -> Result<(Option<Asked>, Option<watch::Receiver<bool>>)> {
+    match source {
+        Source::Stored => Ok((None, None)),
+        Source::Fetched(fetched) => {
+            let fetched = Some(fetched);
+            wait_for(&fetched).await?;
+            Ok((None, fetched))
+        }
+        // A fetch that ends without asking has failed, which `fetched` tells.
+        Source::Coming(asks, fetched) => Ok((asks.await.ok(), Some(fetched))),
+    }
+}
+
+async fn wait_for(fetched: &Option<watch::Receiver<bool>>) -> Result<()> {
+    let Some(mut fetched) = fetched.clone() else { return Ok(()) };
+    // An error means that fetching has failed, which is told elsewhere.
+    let stopped = |_| Error::Stopped { what: "unpack: the layer was not fetched" };
+    fetched.wait_for(|done| *done).await.map(drop).map_err(stopped)
+}
+
+async fn committed(mut below: watch::Receiver<bool>) -> Result<()> {
+    below.wait_for(|done| *done).await.map(drop).map_err(|_| STOPPED)
+}
+
+/// A fetch that has failed needs no answer.
+fn answer(asked: Option<Asked>, feed: Option<Feed>) {
+    if let Some(asked) = asked {
+        let _ = asked.send(feed);
+    }
+}
+
+/// A snapshot that is being filled: removed unless it is committed.
+struct HalfDone<'a> {
+    one: &'a One<'a>,
+    key: Option<String>,
+    ended: CancellationToken,
+}
+
+impl Drop for HalfDone<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key.take() else { return };
+        let (snapshots, scope) = (self.one.transfer.snapshots.clone(), self.one.scope.clone());
+        let (snapshotter, ended) = (self.one.snapshotter.to_owned(), self.ended.clone());
+        let removal = tokio::spawn(async move {
+            // The thread that fills it has been told to stop, and until then would put files back.
+            let _ = tokio::time::timeout(STOPPING, ended.cancelled()).await;
+            if let Err(error) = snapshots.remove(&scope, &snapshotter, &key).await {
+                tracing::debug!(key, %error, "half unpacked snapshot was removed otherwise");
+            }
+            // A collection may have come first, and found it being filled.
+            let _ = snapshots.cleanup(&scope, &snapshotter).await;
+        });
+        self.one.together.removals.lock().unwrap_or_else(PoisonError::into_inner).push(removal);
+    }
+}
