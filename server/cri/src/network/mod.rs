@@ -20,6 +20,7 @@ mod record;
 
 pub use config::{BridgeConfig, CniConfig, Config, IpPreference, Subnet};
 pub use error::{Error, Result};
+pub(crate) use namespace::in_namespace;
 pub use namespace::{adopt_namespace, create_namespace, is_namespace, remove_namespace};
 pub use networks::{Attachment, Networks, Readiness, Stage};
 pub use pod::{Attached, Bandwidth, ConfDir, Dns, PodNetwork, PortMapping, Protocol};

@@ -96,6 +96,19 @@ pub(super) fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// Runs blocking work in a thread inside a namespace.
+pub(crate) async fn in_namespace<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let path = path.to_owned();
+    in_thread(move || {
+        enter(&path)?;
+        Ok(work())
+    })
+    .await
+}
+
 /// Moves the calling thread into the namespace at `path`. Only for threads that end thereafter.
 pub(super) fn enter(path: &Path) -> Result<()> {
     enter_file(&open(path)?)
@@ -107,7 +120,7 @@ pub(super) fn enter_file(namespace: &impl AsFd) -> Result<()> {
 }
 
 /// Runs blocking work in a thread of its own, which may change its namespace: it ends afterwards.
-pub(crate) async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (done, wait) = oneshot::channel();
     let started = thread::Builder::new().name("network".into()).spawn(move || {
         // Nobody waits any more when the caller was dropped.
