@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::bad_requests::Wire;
 
 /// A call's answer, or its code.
-fn call(wire: &Wire, method: &str, lease: Option<&str>, message: &Value) -> Result<Value, String> {
+pub(crate) fn call(wire: &Wire, method: &str, lease: Option<&str>, message: &Value) -> Result<Value, String> {
     let header = lease.map(|lease| format!("containerd-lease: {lease}"));
     let mut child = wire.start_with(method, Some("default"), "20", header.as_deref());
     let mut stdin = child.stdin.take().expect("a pipe");

@@ -12,6 +12,9 @@ use gantry_integration::registry::DockerRegistry;
 use gantry_integration::{Daemon, Lab, Outcome, Peer};
 use serde_json::{Value, json};
 
+use crate::bad_requests::Wire;
+use crate::mounts::call;
+
 /// containerd's parts in a process of their own (`integration/tools/plugin`).
 struct Plugin {
     dir: PathBuf,
@@ -177,6 +180,37 @@ fn a_layer_that_a_lazy_snapshotter_has_is_not_fetched() {
     let out = daemon.ctr(&["run", "--rm", "--snapshotter", "lazy", &image, &id, "echo", "it runs"]);
     assert_eq!(out.ok().trim(), "it runs");
     daemon.assert_nothing_leaked();
+    daemon.stop_clean();
+}
+
+#[test]
+fn a_sandbox_of_another_process_is_waited_for_also_over_that_ones_death() {
+    let lab = Lab::new();
+    let mut plugin = Plugin::start(&lab, &[]);
+    let config = configuration("sandbox", "far", &plugin.socket());
+    let daemon = Daemon::start_with(&lab, Peer::Gantry, &config, &[]);
+    let wire = Wire::new(&lab, &daemon);
+    let ask = |method: &str| {
+        let message = json!({"sandboxId": "pod", "sandboxer": "far"});
+        call(&wire, &format!("sandbox.v1.Controller/{method}"), None, &message)
+    };
+    assert_eq!(ask("Status"), Err("NotFound".into()), "the controller's own answer");
+    ask("Create").expect("created");
+    let pid = ask("Start").expect("started")["pid"].as_u64().expect("a process");
+    assert_eq!(ask("Status").expect("a status")["state"], "SANDBOX_READY");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| ask("Wait"));
+        std::thread::sleep(Duration::from_millis(200));
+        plugin.kill();
+        assert_eq!(ask("Status"), Err("Unavailable".into()));
+        assert!(Path::new(&format!("/proc/{pid}")).exists(), "the sandbox does not depend on it");
+        plugin.launch();
+        ask("Stop").expect("stopped");
+        let exit = waiting.join().expect("the wait ends").expect("an exit");
+        assert_eq!(exit["exitStatus"], 137);
+    });
+    ask("Shutdown").expect("shut down");
+    assert_eq!(ask("Wait"), Err("NotFound".into()));
     daemon.stop_clean();
 }
 

@@ -1,5 +1,5 @@
-// Command plugin serves containerd's own snapshotter, content store and differ on a socket, as proxy plug-ins of a
-// daemon. The tests run it beside the daemon, kill it, and start it again.
+// Command plugin serves containerd's own snapshotter, content store and differ, and a small sandbox controller, on a
+// socket, as proxy plug-ins of a daemon. The tests run it beside the daemon, kill it, and start it again.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
@@ -53,6 +54,11 @@ func serve(socket, root, daemon, layers string) error {
 	if err != nil {
 		return err
 	}
+	pods := &sandboxes{dir: filepath.Join(root, "sandboxes")}
+	if err := os.MkdirAll(pods.dir, 0o700); err != nil {
+		return err
+	}
+	sandboxapi.RegisterControllerServer(server, pods)
 	contentapi.RegisterContentServer(server, contentserver.New(blobs))
 	if daemon != "" {
 		conn, err := grpc.NewClient("unix://"+daemon, grpc.WithTransportCredentials(insecure.NewCredentials()))

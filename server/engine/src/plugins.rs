@@ -21,6 +21,15 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 /// Longer than a record needs to be written.
 const COMMITTED: Duration = Duration::from_secs(5);
 
+/// Names that are taken, besides those of snapshotters.
+const BUILT_IN: &[(ProxyKind, &str)] = &[
+    (ProxyKind::Content, "content"),
+    (ProxyKind::Diff, "walking"),
+    (ProxyKind::Diff, "erofs"),
+    (ProxyKind::Sandbox, "shim"),
+    (ProxyKind::Sandbox, "podsandbox"),
+];
+
 /// The parts, by their names.
 #[derive(Default)]
 pub(crate) struct Plugins {
@@ -38,6 +47,9 @@ pub(crate) struct Plugins {
 pub(crate) fn open(config: &Config) -> Result<Plugins> {
     let mut plugins = Plugins::default();
     for (name, plugin) in &config.proxy_plugins {
+        if BUILT_IN.contains(&(plugin.kind, name.as_str())) {
+            return Err(Error::invalid("proxy_plugins", format!("{name:?} is the name of a built-in part")));
+        }
         let peer = Peer::new(name, &plugin.address)?;
         match plugin.kind {
             ProxyKind::Snapshot => {
@@ -215,6 +227,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_is_told_at_once() {
         assert!(opened(&[("a", ProxyKind::Snapshot, "relative")]).is_err());
+        assert!(opened(&[("shim", ProxyKind::Sandbox, "/a")]).is_err());
         assert!(opened(&[("a", ProxyKind::Content, "/a"), ("b", ProxyKind::Content, "/b")]).is_err());
     }
 }
