@@ -48,14 +48,18 @@ pub(super) struct Streams {
     pub(super) resize: Option<Reader>,
 }
 
+/// How a connection can end before its command.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    /// The client is gone.
+    pub(super) gone: CancellationToken,
+    /// We do not want to go on.
+    pub(super) cut: CancellationToken,
+}
+
 /// Runs the request to its end, and tells the client how it ended. Output may still be on its way.
-pub(super) async fn run(
-    backend: &dyn Backend,
-    request: Request,
-    version: Version,
-    streams: Streams,
-    gone: CancellationToken,
-) {
+pub(super) async fn run(backend: &dyn Backend, request: Request, version: Version, streams: Streams, ends: Ends) {
+    let Ends { gone, cut } = ends;
     let (sizes, resize) = mpsc::channel(SIZES);
     if let Some(from) = streams.resize {
         tokio::spawn(read_sizes(from, sizes));
@@ -75,6 +79,8 @@ pub(super) async fn run(
     let result = tokio::select! {
         result = end => result,
         () = given_up => return,
+        // Clients take a connection that just ends for success.
+        () = cut.cancelled() => Err(Failure::from("connection closed: it was idle for too long, or the server stops")),
     };
     if let Some(mut error) = streams.error {
         // A client that is gone asks for no result.
@@ -126,6 +132,7 @@ pub(super) async fn over_spdy(
     version: Version,
     mut connection: spdy::Connection,
     patience: Duration,
+    cut: CancellationToken,
 ) {
     let wanted = Wanted::of(&request);
     let Ok(Some((streams, closers))) = tokio::time::timeout(patience, collect(&mut connection, wanted, version)).await
@@ -134,8 +141,8 @@ pub(super) async fn over_spdy(
         connection.gone.cancel();
         return;
     };
-    let gone = connection.gone.clone();
-    run(backend, request, version, streams, gone).await;
+    let ends = Ends { gone: connection.gone.clone(), cut };
+    run(backend, request, version, streams, ends).await;
     for closer in closers {
         closer.close().await;
     }
@@ -181,10 +188,11 @@ pub(super) async fn over_websocket(
     request: Request,
     version: Version,
     connection: websocket::Connection,
+    cut: CancellationToken,
 ) {
-    let gone = connection.gone.clone();
+    let ends = Ends { gone: connection.gone.clone(), cut };
     let (streams, finish) = connection.streams(Wanted::of(&request)).await;
-    run(backend, request, version, streams, gone).await;
+    run(backend, request, version, streams, ends).await;
     finish.finish().await;
 }
 

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::idle::Watched;
+use super::idle::{Activity, Watched};
 use super::tokens::{Request, Tokens};
 use super::upgrade::{ACCEPTED, Carrier, Chosen, Purpose, Refused, STREAM_PROTOCOL, choose};
 use super::websocket::{self, Tunnel};
@@ -155,7 +155,7 @@ impl Server {
         Ok(format!("{}/{verb}/{}", self.0.base, self.0.tokens.issue(request)?))
     }
 
-    /// Serves until cancelled; then connections are cut.
+    /// Serves until cancelled; then clients are told, and connections are cut.
     pub async fn serve(&self, stop: CancellationToken) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -273,24 +273,22 @@ impl Inner {
 
     async fn run<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(&self, io: T, wanted: Request, carrier: Carrier) {
         let (io, activity) = Watched::new(io);
-        let gone = self.stop.child_token();
-        let watch = {
-            let (gone, limit) = (gone.clone(), self.config.idle_timeout);
-            async move {
-                tokio::select! {
-                    () = gone.cancelled() => {}
-                    () = activity.idle(limit) => gone.cancel(),
-                }
-            }
-        };
-        let watch = tokio::spawn(watch);
-        self.streams(io, wanted, carrier, gone.clone()).await;
+        let (gone, cut) = (CancellationToken::new(), self.stop.child_token());
+        let tells = !matches!(wanted, Request::PortForward(_));
+        let watch = tokio::spawn(watch(activity, self.config.idle_timeout, gone.clone(), cut.clone(), tells));
+        self.streams(io, wanted, carrier, gone.clone(), cut).await;
         gone.cancel();
         let _ = watch.await;
     }
 
-    async fn streams<T>(&self, io: T, wanted: Request, carrier: Carrier, gone: CancellationToken)
-    where
+    async fn streams<T>(
+        &self,
+        io: T,
+        wanted: Request,
+        carrier: Carrier,
+        gone: CancellationToken,
+        cut: CancellationToken,
+    ) where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let patience = self.config.creation_timeout;
@@ -301,7 +299,7 @@ impl Inner {
             }
             (Carrier::Spdy(version), request) => {
                 let connection = spdy::Connection::serve(io, gone);
-                remote::over_spdy(&*self.backend, request, version, connection, patience).await;
+                remote::over_spdy(&*self.backend, request, version, connection, patience, cut).await;
             }
             (Carrier::Channels(form, _), Request::PortForward(request)) => {
                 let connection = websocket::Connection::serve(io, form, gone).await;
@@ -309,7 +307,7 @@ impl Inner {
             }
             (Carrier::Channels(form, version), request) => {
                 let connection = websocket::Connection::serve(io, form, gone).await;
-                remote::over_websocket(&*self.backend, request, version, connection).await;
+                remote::over_websocket(&*self.backend, request, version, connection, cut).await;
             }
             (Carrier::Tunnel, Request::PortForward(request)) => {
                 let connection = spdy::Connection::serve(Tunnel::new(websocket::accept(io).await), gone);
@@ -319,6 +317,19 @@ impl Inner {
             (Carrier::Tunnel, _) => {}
         }
     }
+}
+
+/// Cuts a connection that is idle. A command's client is told the reason first, if it listens.
+async fn watch(activity: Activity, limit: Duration, gone: CancellationToken, cut: CancellationToken, tells: bool) {
+    tokio::select! {
+        () = gone.cancelled() => return,
+        () = activity.idle(limit) => cut.cancel(),
+        () = cut.cancelled() => {}
+    }
+    if tells {
+        let _ = tokio::time::timeout(DRAIN, gone.cancelled()).await;
+    }
+    gone.cancel();
 }
 
 /// The answer after which the connection speaks another protocol.

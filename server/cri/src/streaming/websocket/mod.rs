@@ -166,7 +166,8 @@ impl Finish {
     /// Writes out all that was sent, says good-bye, and lets the client do the same.
     pub(super) async fn finish(self) {
         let (done, wait) = oneshot::channel();
-        if self.out.send(Out::End { done }).await.is_ok() {
+        // A client that is gone, or was never told a result, must not take a good-bye for success.
+        if !self.gone.is_cancelled() && self.out.send(Out::End { done }).await.is_ok() {
             let _ = tokio::time::timeout(FLUSH, wait).await;
             let _ = tokio::time::timeout(super::LINGER, self.gone.cancelled()).await;
         }
