@@ -71,9 +71,6 @@ pub async fn until_exit(task: &Task, fifos: &Fifos, stdin: bool, tty: bool) -> R
             (Ok(w), Ok(i), Ok(t)) => (w, i, t),
             (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => return Err(failed(e)),
         };
-    if tty {
-        resize(task).await;
-    }
     let wait = task.wait();
     tokio::pin!(wait);
     let exit = loop {
@@ -90,8 +87,9 @@ pub async fn until_exit(task: &Task, fifos: &Fifos, stdin: bool, tty: bool) -> R
     Ok(exit)
 }
 
-/// A size that cannot be passed on is no reason to end: the task may just be ending itself.
-async fn resize(task: &Task) {
+/// Tells the task how big this terminal is. A size that cannot be passed on is no reason to end: the task may just be
+/// ending itself.
+pub async fn resize(task: &Task) {
     if let Some((width, height)) = terminal::size() {
         let _ = task.resize(width, height).await;
     }

@@ -16,13 +16,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let args = args::Args::parse();
-    match commands::dispatch(args).await {
-        Ok(code) => code,
-        Err(error) => error::report(&error),
-    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return error::report(&error::Error::io("start")(error)),
+    };
+    let code = runtime.block_on(commands::dispatch(args)).unwrap_or_else(|error| error::report(&error));
+    // A thread that reads a terminal ends only with the next key: nobody waits for that.
+    runtime.shutdown_background();
+    code
 }
 
 #[cfg(test)]

@@ -131,6 +131,10 @@ async fn start(client: &Client, args: &args::Run) -> Result<Option<Exit>, Error>
 }
 
 async fn attended(task: &Task, fifos: &Fifos, output: Output, stdin: bool, tty: bool) -> Result<Exit, Error> {
+    if tty {
+        // Before its first process can ask.
+        attach::resize(task).await;
+    }
     let started = task.start().await;
     if let Err(error) = started {
         let _ = task.delete().await;
