@@ -4,6 +4,7 @@
 
 mod bad_requests;
 mod clients;
+mod config;
 mod crash;
 mod ctr_images;
 mod ctr_run;

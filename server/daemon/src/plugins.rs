@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gantry_api::convert::platform_to_wire;
 use gantry_api::pb::containerd::services::introspection::v1::Plugin;
@@ -72,13 +72,42 @@ const PLAIN: &[(&str, &[&str])] = &[
 const WITH_PLATFORM: &[&str] =
     &[DIFFER, SNAPSHOTTER, RUNTIME, "io.containerd.monitor.task.v1", "io.containerd.mount-handler.v1"];
 
+/// Types of which any part can be left out, besides [`SPARE`].
+const SPARE_TYPES: &[&str] = &["io.containerd.grpc.v1", "io.containerd.cri.v1", SNAPSHOTTER];
+
+/// Parts that can be left out.
+const SPARE: &[&str] = &[
+    "io.containerd.image-verifier.v1.bindir",
+    "io.containerd.monitor.container.v1.restart",
+    "io.containerd.server.v1.debug",
+    "io.containerd.server.v1.grpc-tcp",
+    "io.containerd.server.v1.metrics",
+];
+
+/// Whether a part (`TYPE.ID`) is missed by nothing else here, so that it can be left out.
+pub(crate) fn is_spare(part: &str) -> bool {
+    let of_type = |kind: &&str| part.strip_prefix(*kind).is_some_and(|id| id.starts_with('.'));
+    SPARE.contains(&part) || SPARE_TYPES.iter().any(|kind| of_type(&kind))
+}
+
+/// What the daemon has besides the engine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Besides {
+    /// Where `ctr install` puts what an image brings.
+    pub(crate) opt: PathBuf,
+    /// Parts (type, id) that the configuration asks for.
+    pub(crate) parts: Vec<(&'static str, &'static str)>,
+}
+
 /// All parts, by type and id.
-pub(crate) fn all(engine: &Engine) -> Vec<Plugin> {
+pub(crate) fn all(engine: &Engine, besides: &Besides) -> Vec<Plugin> {
     let plain = PLAIN.iter().flat_map(|(kind, ids)| ids.iter().map(|id| plugin(kind, id)));
     let mut plugins: Vec<Plugin> = plain.collect();
     plugins.extend(engine.snapshots.names().iter().map(|name| snapshotter(engine, name)));
     plugins.extend(engine.diff.names().iter().map(|name| plugin(DIFFER, name)));
     plugins.extend(engine.sandboxes.controllers().iter().map(|name| sandboxer(name)));
+    plugins.extend(besides.parts.iter().map(|(kind, id)| plugin(kind, id)));
+    plugins.push(opt(&besides.opt));
     plugins.extend([collector(engine), metadata(engine), restart(), runtime()]);
     if !engine.config().proxy_plugins.values().any(|proxy| proxy.kind == ProxyKind::Content) {
         plugins.push(content(engine));
@@ -88,8 +117,14 @@ pub(crate) fn all(engine: &Engine) -> Vec<Plugin> {
         plugins.retain(|plugin| (&plugin.r#type, &plugin.id) != (&elsewhere.r#type, &elsewhere.id));
         plugins.push(elsewhere);
     }
+    plugins.retain(|plugin| !(is_spare(&uri(plugin)) && engine.config().disabled.contains(&uri(plugin))));
     plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
     plugins
+}
+
+/// The name by which an operator requires or disables a part: `TYPE.ID`.
+pub(crate) fn uri(plugin: &Plugin) -> String {
+    format!("{}.{}", plugin.r#type, plugin.id)
 }
 
 fn plugin(kind: &str, id: &str) -> Plugin {
@@ -151,6 +186,11 @@ fn collector(engine: &Engine) -> Plugin {
     Plugin { exports, ..plugin("io.containerd.gc.v1", "scheduler") }
 }
 
+fn opt(path: &Path) -> Plugin {
+    let exports = BTreeMap::from([("path".into(), path.to_string_lossy().into_owned())]);
+    Plugin { exports, ..plugin("io.containerd.internal.v1", "opt") }
+}
+
 fn restart() -> Plugin {
     let capabilities = ["no", "always", "on-failure", "unless-stopped"].map(String::from).to_vec();
     Plugin { capabilities, ..plugin("io.containerd.monitor.container.v1", "restart") }
@@ -197,6 +237,16 @@ mod tests {
     }
 
     #[test]
+    fn what_others_need_cannot_be_left_out() {
+        for part in ["io.containerd.snapshotter.v1.native", "io.containerd.grpc.v1.leases", SPARE[0]] {
+            assert!(is_spare(part), "{part}");
+        }
+        for part in ["io.containerd.content.v1.content", "io.containerd.grpc.v10.x", "io.containerd.gc.v1.scheduler"] {
+            assert!(!is_spare(part), "{part}");
+        }
+    }
+
+    #[test]
     fn a_part_of_another_process_says_what_its_operator_says_and_where_it_is() {
         let proxy = ProxyPlugin {
             kind: ProxyKind::Snapshot,
@@ -207,7 +257,10 @@ mod tests {
         };
         let shown = proxied("stargz", &proxy);
         assert_eq!((shown.r#type.as_str(), shown.id.as_str()), (SNAPSHOTTER, "stargz"));
-        assert_eq!((shown.exports["root"].as_str(), shown.exports["address"].as_str()), ("/stargz", "/run/stargz.sock"));
+        assert_eq!(
+            (shown.exports["root"].as_str(), shown.exports["address"].as_str()),
+            ("/stargz", "/run/stargz.sock")
+        );
         assert_eq!((shown.platforms[0].architecture.as_str(), shown.capabilities[0].as_str()), ("arm64", "remap-ids"));
     }
 

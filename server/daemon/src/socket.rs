@@ -1,13 +1,14 @@
 //! The unix socket clients connect to: bound under another name, given to its group, then moved into place, so that
 //! nobody connects before the permissions hold and a stale socket is replaced in one step.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use gantry_types::{ErrorKind, HasKind};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 
 /// Who may connect: mode 0660 for this user and group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,14 @@ pub enum Error {
     /// Somebody answers there.
     #[error("another daemon is listening on {0:?}")]
     InUse(PathBuf),
+    /// The kernel refused a port.
+    #[error("cannot listen on {address}: {source}")]
+    Tcp {
+        /// The address and port.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel refused.
     #[error("cannot listen on {path:?}: {source}")]
     Io {
@@ -42,7 +51,7 @@ impl HasKind for Error {
         match self {
             Error::Relative(_) => ErrorKind::InvalidArgument,
             Error::InUse(_) => ErrorKind::FailedPrecondition,
-            Error::Io { source, .. } => ErrorKind::of_io(source),
+            Error::Tcp { source, .. } | Error::Io { source, .. } => ErrorKind::of_io(source),
         }
     }
 }
@@ -59,6 +68,24 @@ pub(crate) fn listen(path: &Path, owner: Owner) -> Result<UnixListener, Error> {
         return Err(Error::InUse(path.into()));
     }
     bind(path, owner).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Listens on a TCP port.
+///
+/// # Errors
+/// [`Error::Tcp`].
+pub(crate) async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Tcp { address, source })
+}
+
+/// Lets a user and a group connect to a socket that is there, besides root.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn hand_over(path: &Path, owner: Owner) -> Result<(), Error> {
+    let given = chown(path, Some(owner.uid), Some(owner.gid))
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o660)));
+    given.map_err(|source| Error::Io { path: path.into(), source })
 }
 
 fn bind(path: &Path, owner: Owner) -> io::Result<UnixListener> {

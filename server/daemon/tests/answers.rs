@@ -14,6 +14,7 @@ use gantry_api::pb::containerd::services::namespaces::v1 as namespaces;
 use gantry_api::pb::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use gantry_daemon::app;
 use gantry_daemon::config::Config;
+use gantry_daemon::reload::Control;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tokio::task::JoinHandle;
@@ -34,15 +35,13 @@ impl Daemon {
     async fn start() -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let address = folder.path().join("gantry.sock");
-        let config = Config {
-            root: folder.path().join("root"),
-            state: folder.path().join("state"),
-            address: address.clone(),
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.root = folder.path().join("root");
+        config.state = folder.path().join("state");
+        config.grpc.address.clone_from(&address);
         let (ready, told) = tokio::sync::oneshot::channel();
         let stopping = CancellationToken::new();
-        let serving = tokio::spawn(app::run(config, stopping.clone(), move || {
+        let serving = tokio::spawn(app::run(config, Control::none(), stopping.clone(), move || {
             ready.send(()).expect("somebody waits for the daemon")
         }));
         told.await.expect("the daemon is ready");

@@ -52,6 +52,8 @@ pub struct Config {
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Programs that turn one media type into another, by name.
     pub stream_processors: BTreeMap<String, StreamProcessor>,
+    /// Parts that are left out, as `TYPE.ID`, such as `io.containerd.monitor.container.v1.restart`.
+    pub disabled: Vec<String>,
     /// Which snapshotters are opened and how.
     pub snapshotters: SnapshotterConfigs,
     /// Names of differs, in the order they are tried.
@@ -69,7 +71,7 @@ pub struct GcConfig {
     /// Largest part of the time that collections may take: after one that took `t`, none is started by a threshold
     /// for `t / pause_threshold`. 0: no bound. At most 0.5.
     pub pause_threshold: f64,
-    /// Deletions after which a collection is asked for; 1: each. 0: deletions ask for none by themselves.
+    /// Deletions after which a collection is asked for; 0 and 1: each.
     pub deletion_threshold: u64,
     /// Changes after which the next timer collects although nothing was deleted; 0: never.
     pub mutation_threshold: u64,
@@ -269,6 +271,7 @@ impl Config {
             ingest_expiry: Duration::from_secs(24 * 3600),
             proxy_plugins: BTreeMap::new(),
             stream_processors: BTreeMap::new(),
+            disabled: Vec::new(),
             snapshotters: SnapshotterConfigs::default(),
             differs: vec!["walking".into()],
             unpack_platforms: Vec::new(),

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::events::Events;
 use crate::gc::Garbage;
 use crate::keyed::Keyed;
+use crate::live::Live;
 use crate::ops::Ops;
 use crate::{Config, Error, Result};
 
@@ -29,7 +30,7 @@ pub(crate) struct Core {
     pub(crate) differs: BTreeMap<String, RemoteDiffer>,
     /// Sandbox controllers of other processes.
     pub(crate) sandboxers: BTreeMap<String, RemoteSandboxer>,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Live<Registry>,
     pub(crate) events: Events,
     pub(crate) ops: Ops,
     /// Held for reading while mounts and their record are joined, for writing while a collection takes them apart.

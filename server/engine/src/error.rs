@@ -168,6 +168,16 @@ pub enum Error {
         /// The blob.
         digest: Digest,
     },
+    /// A program of the operator does not let an image in.
+    #[error("image verifier {program} blocks the pull of {image}: {reason}")]
+    Verifier {
+        /// The program's name.
+        program: String,
+        /// The image's name.
+        image: String,
+        /// What it says, or why it could not be asked.
+        reason: String,
+    },
     /// A pull that failed for a reason that does not name the registry itself.
     #[error("{reference}: {source}")]
     Pull {
@@ -224,7 +234,7 @@ impl HasKind for Error {
             Error::MediaType { wanted: "made", .. } => ErrorKind::Unimplemented,
             // Clients look for this code to try another way.
             Error::MediaType { .. } => ErrorKind::Unknown,
-            Error::Processor { .. } | Error::Unexpected { .. } => ErrorKind::Unknown,
+            Error::Verifier { .. } | Error::Processor { .. } | Error::Unexpected { .. } => ErrorKind::Unknown,
             Error::Plugin(e) => e.kind(),
             Error::Unimplemented(_) => ErrorKind::Unimplemented,
             Error::Deadline { .. } => ErrorKind::DeadlineExceeded,

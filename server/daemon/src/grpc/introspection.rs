@@ -17,7 +17,7 @@ use crate::{plugins, status};
 impl Introspection for Services {
     async fn plugins(&self, request: Request<wire::PluginsRequest>) -> Reply<wire::PluginsResponse> {
         let filter = filter(&request.get_ref().filters)?;
-        let mut plugins = plugins::all(&self.engine);
+        let mut plugins = plugins::all(&self.engine, &self.besides);
         plugins.retain(|plugin| filter.matches(&plugins::View(plugin)));
         Ok(Response::new(wire::PluginsResponse { plugins }))
     }
@@ -36,7 +36,7 @@ impl Introspection for Services {
 
     async fn plugin_info(&self, request: Request<wire::PluginInfoRequest>) -> Reply<wire::PluginInfoResponse> {
         let r = request.into_inner();
-        let mut all = plugins::all(&self.engine).into_iter();
+        let mut all = plugins::all(&self.engine, &self.besides).into_iter();
         let plugin = all.find(|plugin| plugin.r#type == r.r#type && plugin.id == r.id);
         let plugin = plugin.ok_or_else(|| Status::not_found(format!("plugin {}.{} not found", r.r#type, r.id)))?;
         let Some(options) = r.options else {

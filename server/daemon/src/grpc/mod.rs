@@ -30,6 +30,7 @@ use tonic::service::RoutesBuilder;
 use tonic::{Response, Status};
 
 pub(crate) use self::version::API_VERSION;
+use crate::plugins::Besides;
 use crate::streams::Streams;
 
 /// An answer, or why there is none.
@@ -49,35 +50,40 @@ pub(crate) struct Services {
     pub(crate) stopping: CancellationToken,
     /// UUID of this daemon.
     pub(crate) identity: Arc<str>,
+    /// Parts besides those of the engine.
+    pub(crate) besides: Arc<Besides>,
 }
 
 impl Services {
-    /// Adds every service of the API, and our own; clients may send messages of `max_message` bytes.
-    pub(crate) fn add_to(&self, routes: &mut RoutesBuilder, max_message: usize) {
+    /// Adds every service of the API that `has` says is there, by the name of its plug-in, and our own. Clients may
+    /// send messages of `recv` bytes, and are sent ones of `send` bytes at most.
+    pub(crate) fn add_to(&self, routes: &mut RoutesBuilder, recv: usize, send: usize, has: impl Fn(&str) -> bool) {
         macro_rules! add {
-            ($($($path:ident)::+),* $(,)?) => {$({
-                let server = $($path)::+::new(self.clone());
-                routes.add_service(server.max_decoding_message_size(max_message));
+            ($($name:literal: $($path:ident)::+),* $(,)?) => {$({
+                if has(concat!("io.containerd.grpc.v1.", $name)) {
+                    let server = $($path)::+::new(self.clone());
+                    routes.add_service(server.max_decoding_message_size(recv).max_encoding_message_size(send));
+                }
             })*};
         }
         add!(
-            gantry::admin::v1::admin_server::AdminServer,
-            services::containers::v1::containers_server::ContainersServer,
-            services::content::v1::content_server::ContentServer,
-            services::diff::v1::diff_server::DiffServer,
-            services::events::v1::events_server::EventsServer,
-            services::images::v1::images_server::ImagesServer,
-            services::introspection::v1::introspection_server::IntrospectionServer,
-            services::leases::v1::leases_server::LeasesServer,
-            services::mounts::v1::mounts_server::MountsServer,
-            services::namespaces::v1::namespaces_server::NamespacesServer,
-            services::sandbox::v1::controller_server::ControllerServer,
-            services::sandbox::v1::store_server::StoreServer,
-            services::snapshots::v1::snapshots_server::SnapshotsServer,
-            services::streaming::v1::streaming_server::StreamingServer,
-            services::tasks::v1::tasks_server::TasksServer,
-            services::transfer::v1::transfer_server::TransferServer,
-            services::version::v1::version_server::VersionServer,
+            "admin": gantry::admin::v1::admin_server::AdminServer,
+            "containers": services::containers::v1::containers_server::ContainersServer,
+            "content": services::content::v1::content_server::ContentServer,
+            "diff": services::diff::v1::diff_server::DiffServer,
+            "events": services::events::v1::events_server::EventsServer,
+            "images": services::images::v1::images_server::ImagesServer,
+            "introspection": services::introspection::v1::introspection_server::IntrospectionServer,
+            "leases": services::leases::v1::leases_server::LeasesServer,
+            "mounts": services::mounts::v1::mounts_server::MountsServer,
+            "namespaces": services::namespaces::v1::namespaces_server::NamespacesServer,
+            "sandbox-controllers": services::sandbox::v1::controller_server::ControllerServer,
+            "sandboxes": services::sandbox::v1::store_server::StoreServer,
+            "snapshots": services::snapshots::v1::snapshots_server::SnapshotsServer,
+            "streaming": services::streaming::v1::streaming_server::StreamingServer,
+            "tasks": services::tasks::v1::tasks_server::TasksServer,
+            "transfer": services::transfer::v1::transfer_server::TransferServer,
+            "version": services::version::v1::version_server::VersionServer,
         );
     }
 

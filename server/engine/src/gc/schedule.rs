@@ -77,9 +77,10 @@ impl Garbage {
         self.loose.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when there were as many deletions; never for 0, except where it was asked for.
+    /// Returns when there were as many deletions. 0 is as good as 1: the pause after the last collection is what bounds
+    /// it then, as with containerd.
     async fn enough(&self, threshold: u64) {
-        let threshold = if threshold == 0 { u64::MAX / 2 } else { threshold };
+        let threshold = threshold.max(1);
         while self.deletions.load(Ordering::SeqCst) < threshold {
             self.asked.notified().await;
         }

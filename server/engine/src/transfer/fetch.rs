@@ -116,7 +116,7 @@ impl Fetch<'_> {
         let mut offset = writer.status().offset;
         // Where a part is here already, the whole is read from content afterwards.
         let (mut feed, later) = if offset == 0 { (feed, None) } else { (None, feed) };
-        let registry = &self.transfer.core.registry;
+        let registry = &self.transfer.core.registry.get();
         let mut host = String::new();
         if offset < descriptor.size {
             let fetching = registry.fetch(self.reference, descriptor, offset, self.access);

@@ -113,7 +113,7 @@ async fn send_blob(t: &Transfer, scope: &Scope, blob: &Descriptor, push: &Push, 
     let known = t.content.info(scope, &blob.digest).await?;
     let from = mount_sources(&known.labels, &push.reference);
     let source = Source(reader);
-    let pushed = t.core.registry.push_blob(&push.reference, blob, &source, &from, &push.access).await?;
+    let pushed = t.core.registry.get().push_blob(&push.reference, blob, &source, &from, &push.access).await?;
     let event = if pushed == Pushed::Existed { "already exists" } else { "complete" };
     report.blob(event, blob, blob.size);
     Ok(())
@@ -131,7 +131,7 @@ async fn send_document(t: &Transfer, scope: &Scope, document: &Descriptor, push:
     let bytes = t.content.read_all(scope, &document.digest, MAX_SIZE).await?;
     let by_digest = format!("{}/{}@{}", push.reference.host(), push.reference.path(), document.digest);
     let reference = if top { push.reference.clone() } else { by_digest.parse()? };
-    t.core.registry.push_manifest(&reference, document, bytes, &push.access).await?;
+    t.core.registry.get().push_manifest(&reference, document, bytes, &push.access).await?;
     Ok(())
 }
 

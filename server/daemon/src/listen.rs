@@ -1,0 +1,166 @@
+//! Connections for the gRPC server: from the unix socket, and from the TCP port behind TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::server::Connected;
+
+use crate::limits::Calls;
+
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Handshakes at once; further clients wait in the kernel's queue.
+const HANDSHAKES: usize = 64;
+
+/// Pause after the kernel refused a connection (out of descriptors), which the next would meet too.
+const RELIEF: Duration = Duration::from_millis(100);
+
+/// A connection and the calls that run on it.
+pub(crate) struct Connection<T> {
+    stream: T,
+    calls: Calls,
+}
+
+impl<T> Connection<T> {
+    fn new(stream: T) -> Connection<T> {
+        Connection { stream, calls: Calls::default() }
+    }
+}
+
+impl<T> Connected for Connection<T> {
+    type ConnectInfo = Calls;
+
+    fn connect_info(&self) -> Calls {
+        self.calls.clone()
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// What a connection of either kind can do.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// The connections of the unix socket.
+pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Connection<tokio::net::UnixStream>>> {
+    futures::stream::unfold(listener, |listener| async {
+        let stream = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break stream,
+                Err(error) => relieve(&error).await,
+            }
+        };
+        Some((Ok(Connection::new(stream)), listener))
+    })
+}
+
+async fn relieve(error: &io::Error) {
+    tracing::warn!(%error, "a connection was not accepted");
+    tokio::time::sleep(RELIEF).await;
+}
+
+/// The certificates of the TCP port, which can be exchanged while it is served; none for a port without TLS.
+#[derive(Clone, Default)]
+pub(crate) struct Certificates(Arc<RwLock<Option<Arc<ServerConfig>>>>);
+
+impl Certificates {
+    /// New connections meet these from now on.
+    pub(crate) fn set(&self, config: Option<Arc<ServerConfig>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    fn get(&self) -> Option<Arc<ServerConfig>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The connections of the TCP port, once their handshake is done. A client that fails it is named in the log.
+pub(crate) fn tcp(
+    listener: TcpListener,
+    certificates: Certificates,
+) -> impl Stream<Item = io::Result<Connection<Box<dyn Io>>>> {
+    let (ready, connections) = mpsc::channel(HANDSHAKES);
+    tokio::spawn(async move {
+        let room = Arc::new(Semaphore::new(HANDSHAKES));
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = ready.closed() => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    relieve(&error).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            let (ready, certificates) = (ready.clone(), certificates.clone());
+            tokio::spawn(async move {
+                match greet(stream, certificates.get()).await {
+                    // Nobody waits for it any more where the daemon stops.
+                    Ok(stream) => drop(ready.send(Ok(Connection::new(stream))).await),
+                    Err(error) => refused(peer, &error),
+                }
+                drop(place);
+            });
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(connections)
+}
+
+fn refused(peer: SocketAddr, error: &io::Error) {
+    tracing::warn!(%peer, %error, "a client was not let in");
+}
+
+async fn greet(stream: TcpStream, certificates: Option<Arc<ServerConfig>>) -> io::Result<Box<dyn Io>> {
+    stream.set_nodelay(true)?;
+    let Some(certificates) = certificates else { return Ok(Box::new(stream)) };
+    let handshake = TlsAcceptor::from(certificates).accept(stream);
+    match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(stream) => Ok(Box::new(stream?)),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no handshake of TLS in 10 s")),
+    }
+}
