@@ -38,7 +38,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-shims",
         ],
     ),
-    ("gantry-daemon", &["gantry-types", "gantry-api", "gantry-ttrpc", "gantry-engine"]),
+    ("gantry-cri", &["gantry-types", "gantry-api", "gantry-engine", "gantry-spec"]),
+    ("gantry-daemon", &["gantry-types", "gantry-api", "gantry-ttrpc", "gantry-engine", "gantry-cri"]),
     ("gantry-client", &["gantry-types", "gantry-spec", "gantry-api"]),
     ("gctr", &["gantry-types", "gantry-client"]),
     ("gantry-integration", &["gantry-types", "gantry-registry"]),
@@ -58,7 +59,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// External crates that only some of ours may name.
 const RESTRICTED: &[(&str, &[&str])] = &[
-    ("tonic", &["gantry-api", "gantry-daemon", "gantry-plugins", "gantry-client", "gctr"]),
+    ("tonic", &["gantry-api", "gantry-daemon", "gantry-cri", "gantry-plugins", "gantry-client", "gctr"]),
     ("sled", &["gantry-metadata"]),
     ("reqwest", &["gantry-registry"]),
     ("clap", &["gantry-daemon", "gctr"]),
