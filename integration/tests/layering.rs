@@ -38,7 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-shims",
         ],
     ),
-    ("gantry-cri", &["gantry-types", "gantry-api", "gantry-engine", "gantry-spec"]),
+    ("gantry-cri", &["gantry-types", "gantry-api", "gantry-mount", "gantry-engine", "gantry-spec"]),
     ("gantry-daemon", &["gantry-types", "gantry-api", "gantry-ttrpc", "gantry-engine", "gantry-cri"]),
     ("gantry-client", &["gantry-types", "gantry-spec", "gantry-api"]),
     ("gctr", &["gantry-types", "gantry-client"]),
