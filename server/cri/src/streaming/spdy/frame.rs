@@ -109,7 +109,7 @@ fn settings(body: &[u8], count: u32) -> Control {
         let (id, value) = entry.split_at(4);
         Some((u32::from_be_bytes(id.try_into().ok()?) & 0x00ff_ffff, u32::from_be_bytes(value.try_into().ok()?)))
     });
-    let initial = numbers.filter(|(id, _)| *id == INITIAL_WINDOW).last();
+    let initial = numbers.rev().find(|(id, _)| *id == INITIAL_WINDOW);
     initial.map_or(Control::Other, |(_, bytes)| Control::InitialWindow { bytes: bytes & 0x7fff_ffff })
 }
 

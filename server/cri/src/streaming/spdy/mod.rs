@@ -191,7 +191,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
                 }
             }
             // Those with even numbers are answers to pings of ours.
-            Control::Ping { id } if id % 2 == 1 => say(&self.out, Out::Ping { id }).await?,
+            Control::Ping { id } if !id.is_multiple_of(2) => say(&self.out, Out::Ping { id }).await?,
             Control::Window { stream, bytes } => {
                 self.honoured.store(true, Ordering::Release);
                 if let Some(open) = lock(&self.streams).get(&stream) {
@@ -210,7 +210,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
 
     async fn open(&mut self, stream: u32, fin: bool, block: &[u8]) -> io::Result<()> {
         let headers: Headers = self.headers.read(block).map_err(io::Error::other)?;
-        if stream <= self.last || stream % 2 == 0 {
+        if stream <= self.last || stream.is_multiple_of(2) {
             return say(&self.out, Out::Reset { stream, status: IN_USE }).await;
         }
         self.last = stream;
