@@ -24,6 +24,11 @@ pub fn leaks(dir: &Path, tag: &str, daemon: i32) -> Vec<String> {
             .into_iter()
             .map(|p| format!("work directory {}", p.display())),
     );
+    for place in ["state", "root"] {
+        let sandboxes = dir.join(place).join("io.containerd.sandbox.controller.v1.shim");
+        found.extend(entries(&sandboxes, 2).into_iter().map(|p| format!("sandbox's bundle {}", p.display())));
+    }
+    found.extend(entries(&dir.join("state/fifo"), 1).into_iter().map(|p| format!("pipes {}", p.display())));
     found.extend(entries(&dir.join("state/s"), 1).into_iter().map(|p| format!("shim socket {}", p.display())));
     for ingest in ["root/content/ingest", "root/io.containerd.content.v1.content/ingest"] {
         found.extend(entries(&dir.join(ingest), 1).into_iter().map(|p| format!("ingest {}", p.display())));

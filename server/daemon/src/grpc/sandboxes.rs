@@ -52,7 +52,11 @@ impl Store for Services {
 }
 
 fn from_wire(sandbox: Option<types::Sandbox>) -> Result<Sandbox, Status> {
-    let sandbox = required(sandbox, "sandbox")?;
+    record(required(sandbox, "sandbox")?)
+}
+
+/// A record as it came.
+pub(super) fn record(sandbox: types::Sandbox) -> Result<Sandbox, Status> {
     let runtime = sandbox.runtime.unwrap_or_default();
     Ok(Sandbox {
         id: sandbox.sandbox_id.parse().map_err(status::of)?,

@@ -16,7 +16,7 @@ use super::{Reply, Services};
 use crate::{scope, status};
 
 /// Go's zero time, which clients test for: the process has not ended.
-const NEVER: Timestamp = Timestamp { seconds: -62_135_596_800, nanos: 0 };
+pub(super) const NEVER: Timestamp = Timestamp { seconds: -62_135_596_800, nanos: 0 };
 
 #[async_trait]
 impl Tasks for Services {
@@ -216,7 +216,7 @@ fn pid_to_wire(process: ProcessInfo) -> task::ProcessInfo {
     task::ProcessInfo { pid: process.pid, info: process.info.map(any_to_wire) }
 }
 
-fn metric_to_wire(metric: Metric) -> types::Metric {
+pub(super) fn metric_to_wire(metric: Metric) -> types::Metric {
     types::Metric {
         timestamp: Some(time_to_wire(metric.timestamp)),
         id: metric.id,
