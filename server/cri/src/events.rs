@@ -53,11 +53,6 @@ impl Events {
         self.lock().retain(|stream| stream.try_send(Ok(event.clone())).is_ok());
     }
 
-    /// Ends all streams.
-    pub(crate) fn close(&self) {
-        self.lock().clear();
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<Event>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

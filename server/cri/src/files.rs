@@ -41,11 +41,6 @@ impl PodFiles {
         self.0.join("shm")
     }
 
-    /// Where a volume of an image is mounted for a container.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.0
-    }
-
     /// Writes all of them.
     ///
     /// # Errors

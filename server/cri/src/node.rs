@@ -18,6 +18,7 @@ use crate::images::{Known, Usages};
 use crate::network::Networks;
 use crate::pods::Pods;
 use crate::stats::Rates;
+use crate::streaming::Server;
 
 /// The namespace of all that Kubernetes makes.
 pub(crate) const NAMESPACE: &str = "k8s.io";
@@ -45,6 +46,7 @@ pub struct Node {
     pub(crate) events: Events,
     pub(crate) cgroups: Cgroups,
     pub(crate) networks: Networks,
+    pub(crate) streaming: tokio::sync::OnceCell<Arc<Server>>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -81,6 +83,7 @@ impl Cri {
             usages: Usages::default(),
             rates: Rates::default(),
             events: Events::default(),
+            streaming: tokio::sync::OnceCell::new(),
             cgroups: Cgroups::detect(),
             stopping,
             engine,

@@ -13,7 +13,7 @@ use wire::NamespaceMode;
 
 use super::Container;
 use super::record::{self, Facts};
-use super::volumes::Ready;
+use super::volumes::{Ready, view_key};
 use crate::creations::new_id;
 use crate::events::Kind;
 use crate::handlers::runtime_of;
@@ -79,6 +79,9 @@ impl Cri {
         op.stage("unpacking the image");
         let unpack = self.unpack_for(&pod.facts().handler);
         let top = self.unpacked(&image, &unpack).await?;
+        op.stage("recording what is to be made");
+        // The record keeps the snapshots that are made for it.
+        self.record_intent(making, &image, snapshotter).await?;
         op.stage("mounting volumes of images");
         let ready = self.make_volumes(id, pod, config, &image.facts.config).await?;
         op.stage("making the snapshot");
@@ -104,7 +107,7 @@ impl Cri {
     ) -> Result<Arc<Container>> {
         let Making { id, pod, config } = making;
         let security = security_of(config);
-        let accounts = self.accounts_for(id, snapshotter, config, image).await?;
+        let accounts = self.accounts_of(id, snapshotter).await?;
         let mut identity = identity(&security, &image.user(), &accounts)?;
         let target = self.target_of_processes(pod, &security)?;
         let handler = self.handler(&pod.facts().handler)?.clone();
@@ -124,10 +127,9 @@ impl Cri {
                 target,
                 users,
             };
-            cri.container_spec(&plan).map(|made| (made, ready.refs, handler))
+            cri.container_spec(&plan).map(|made| (made, ready.refs))
         });
-        let (made, volume_refs, handler) =
-            describing.await.map_err(|_| Error::Stopped { what: "describing a container" })??;
+        let (made, volume_refs) = describing.await.map_err(|_| Error::Stopped { what: "describing a container" })??;
         identity.groups = made.groups;
         let facts = Facts {
             image_id: image.id().to_owned(),
@@ -139,37 +141,43 @@ impl Cri {
             ..Facts::default()
         };
         let value = serde_json::to_vec(&made.spec).map_err(|error| Error::State(format!("container spec: {error}")))?;
-        let record = Record {
-            id: id.parse().map_err(gantry_engine::Error::from)?,
-            labels: labels(config, image),
-            image: image.names.iter().find(|name| !name.starts_with("sha256:")).unwrap_or(&facts.image_id).clone(),
-            runtime: runtime_of(&handler),
-            spec: Some(Any { type_url: SPEC_TYPE.into(), value }),
-            snapshotter: if snapshotter.is_empty() { self.engine.snapshots.default_name() } else { snapshotter }
-                .to_owned(),
-            snapshot_key: id.clone(),
-            sandbox_id: pod.id.clone(),
-            extensions: [
-                (record::CONFIG.to_owned(), record::config_any(config)),
-                (record::FACTS.to_owned(), record::facts_any(&facts)?),
-            ]
-            .into(),
-            created: SystemTime::UNIX_EPOCH,
-            updated: SystemTime::UNIX_EPOCH,
-        };
-        let record = self.engine.containers.create(&self.scope, record).await?;
+        let mut record = self.engine.containers.get(&self.scope, id).await?;
+        record.spec = Some(Any { type_url: SPEC_TYPE.into(), value });
+        record.extensions.insert(record::FACTS.to_owned(), record::facts_any(&facts)?);
+        let record =
+            self.engine.containers.update(&self.scope, record, &["spec".to_owned(), "extensions".to_owned()]).await?;
         Ok(Container::new(id, &pod.id, config.clone(), facts, crate::nanoseconds(record.created)))
     }
 
-    /// Users and groups of the container's files; not read where only numbers count.
-    async fn accounts_for(
-        &self,
-        id: &str,
-        snapshotter: &str,
-        config: &wire::ContainerConfig,
-        image: &Image,
-    ) -> Result<Accounts> {
-        let (_, _) = (config, image);
+    /// Enters a container before anything is made for it. Without [`Facts`], it was not made to the end.
+    async fn record_intent(&self, making: &Making, image: &Image, snapshotter: &str) -> Result<()> {
+        let Making { id, pod, config } = making;
+        let handler = self.handler(&pod.facts().handler)?;
+        let snapshotter = if snapshotter.is_empty() { self.engine.snapshots.default_name() } else { snapshotter };
+        let mut labels = labels(config, image);
+        for at in (0..config.mounts.len()).filter(|at| config.mounts[*at].image.is_some()) {
+            let key = format!("{}{snapshotter}/volume-{at}", gantry_types::labels::GC_REF_SNAPSHOT);
+            labels.insert(key, view_key(id, at));
+        }
+        let record = Record {
+            id: id.parse().map_err(gantry_engine::Error::from)?,
+            labels,
+            image: image.names.iter().find(|name| !name.starts_with("sha256:")).cloned().unwrap_or_default(),
+            runtime: runtime_of(handler),
+            spec: None,
+            snapshotter: snapshotter.to_owned(),
+            snapshot_key: id.clone(),
+            sandbox_id: pod.id.clone(),
+            extensions: [(record::CONFIG.to_owned(), record::config_any(config))].into(),
+            created: SystemTime::UNIX_EPOCH,
+            updated: SystemTime::UNIX_EPOCH,
+        };
+        self.engine.containers.create(&self.scope, record).await?;
+        Ok(())
+    }
+
+    /// Users and groups of the container's files.
+    async fn accounts_of(&self, id: &str, snapshotter: &str) -> Result<Accounts> {
         let tree = self.engine.snapshots.tree(&self.scope, snapshotter, id).await?;
         let reading = tokio::task::spawn_blocking(move || Accounts::read(&tree));
         reading.await.map_err(|_| Error::Stopped { what: "reading the container's users" })

@@ -73,11 +73,6 @@ impl Container {
     pub(crate) fn state(&self) -> wire::ContainerState {
         state_of(&self.facts.borrow())
     }
-
-    /// The name by which it is unique in its pod.
-    pub(crate) fn metadata(&self) -> wire::ContainerMetadata {
-        self.config().metadata.clone().unwrap_or_default()
-    }
 }
 
 /// All containers.

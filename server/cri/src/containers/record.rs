@@ -60,6 +60,11 @@ pub(crate) fn facts_any(facts: &Facts) -> Result<Any> {
     Ok(Any { type_url: FACTS.into(), value })
 }
 
+/// Whether Kubernetes asked for this container, and it was not made to the end.
+pub(crate) fn is_half_made(record: &Record) -> bool {
+    record.extensions.contains_key(CONFIG) && !record.extensions.contains_key(FACTS)
+}
+
 /// Configuration and facts of a record; none of one that Kubernetes did not make as a container, or that is damaged.
 pub(crate) fn read(record: &Record) -> Option<(wire::ContainerConfig, Facts)> {
     let config = wire::ContainerConfig::decode(record.extensions.get(CONFIG)?.value.as_slice()).ok()?;

@@ -22,8 +22,12 @@ impl Cri {
     }
 
     async fn restore_container(&self, of: Record) {
-        let Some((config, facts)) = record::read(&of) else { return };
         let id = of.id.to_string();
+        if record::is_half_made(&of) {
+            tracing::warn!(id, "a container that was not made to the end is removed");
+            return self.undo_container(&id, &of.snapshotter).await;
+        }
+        let Some((config, facts)) = record::read(&of) else { return };
         let Ok(pod) = self.pods.get(&of.sandbox_id) else {
             tracing::warn!(id, pod = of.sandbox_id, "a container of a pod that is gone is removed");
             self.remove_task(&id).await;

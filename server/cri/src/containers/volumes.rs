@@ -37,7 +37,7 @@ impl Cri {
             let other = other.ok_or_else(|| Error::invalid(&field, format!("image {:?} not found", spec.image)))?;
             let source = self.mount_image(id, pod, at, &other, &mount.image_sub_path).await?;
             volumes.images.push(ImageVolume { at, source });
-            refs.insert(mount.container_path.clone(), other.image_ref());
+            refs.insert(mount.container_path.clone(), other.id().to_owned());
         }
         if !self.config.runtime.ignore_image_defined_volumes {
             let named = |path: &String| config.mounts.iter().any(|m| Path::new(&m.container_path) == Path::new(path));
@@ -115,7 +115,8 @@ async fn view_exists(cri: &Cri, id: &str, snapshotter: &str, at: usize) -> bool 
     cri.engine.snapshots.stat(&cri.scope, snapshotter, &view_key(id, at)).await.is_ok()
 }
 
-fn view_key(id: &str, at: usize) -> String {
+/// Key of the snapshot of an image that is mounted as a volume.
+pub(super) fn view_key(id: &str, at: usize) -> String {
     format!("{id}-volume-{at}")
 }
 

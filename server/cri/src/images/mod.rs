@@ -44,8 +44,6 @@ pub(crate) struct Facts {
 pub(crate) struct Image {
     /// What it stands for.
     pub(crate) facts: Arc<Facts>,
-    /// One of its targets.
-    pub(crate) target: Descriptor,
     /// All names, sorted; also `sha256:…`.
     pub(crate) names: Vec<String>,
     /// Whether it is never collected.
@@ -172,12 +170,7 @@ impl Cri {
 
 fn enter(images: &mut BTreeMap<Digest, Image>, facts: Arc<Facts>, record: Record) {
     let pinned = record.labels.get(PINNED.0).is_some_and(|value| value == PINNED.1);
-    let image = images.entry(facts.id.clone()).or_insert_with(|| Image {
-        facts,
-        target: record.target.clone(),
-        names: Vec::new(),
-        pinned: false,
-    });
+    let image = images.entry(facts.id.clone()).or_insert_with(|| Image { facts, names: Vec::new(), pinned: false });
     image.pinned |= pinned;
     image.names.push(record.name);
 }

@@ -1,0 +1,71 @@
+//! Kubernetes' interface by its own client modules: pods with the built-in network, their containers, logs, images.
+
+use std::time::Duration;
+
+use gantry_integration::images::{Image, busybox_root};
+use gantry_integration::lab::{run, source_root};
+use gantry_integration::registry::DockerRegistry;
+use gantry_integration::{Daemon, Lab, Outcome};
+
+/// A laboratory with a registry and a daemon; Go tests run against it one after the other.
+struct Node {
+    lab: Lab,
+    _registry: DockerRegistry,
+    daemon: Daemon,
+    image: String,
+    suites: std::path::PathBuf,
+}
+
+impl Node {
+    fn new() -> Node {
+        let tools = source_root().join("integration/tools");
+        let suites = tools.join("bin/suites.test");
+        // Built outside the laboratory: modules may have to be fetched.
+        run("go", &["test", "-C", &tools.to_string_lossy(), "-c", "-o", &suites.to_string_lossy(), "./suites"]);
+        let lab = Lab::new();
+        let registry = DockerRegistry::start(&lab);
+        let daemon = Daemon::start(&lab);
+        let image = Image::new(&lab, "busybox").layer(&busybox_root(&lab)).push(&registry.host(), "busybox");
+        Node { lab, _registry: registry, daemon, image, suites }
+    }
+
+    /// Runs one of the Go tests.
+    fn go_test(&self, name: &str) {
+        let mut command = self.daemon.command(&self.suites);
+        command.args(["-test.v", "-test.root", "-test.timeout=120s", "-test.run", &format!("^{name}$")]);
+        command.env("GANTRY_SOCKET", self.daemon.address()).env("GANTRY_IMAGE", &self.image);
+        command.env("GANTRY_ID", self.lab.id("cri")).env("TMPDIR", self.lab.dir()).current_dir(self.lab.dir());
+        let out = Outcome::of(command, Duration::from_secs(130));
+        assert!(out.code == 0, "{out}\nthe daemon's log:\n{}", self.daemon.log_tail());
+    }
+
+    fn end(self) {
+        self.daemon.assert_nothing_leaked();
+        self.daemon.stop_clean();
+    }
+}
+
+#[test]
+fn a_pod_lives_from_pull_to_removal_and_leaves_nothing() {
+    let node = Node::new();
+    node.go_test("TestPodsLife");
+    node.end();
+}
+
+#[test]
+fn bad_requests_for_pods_are_refused_by_field_and_leave_nothing() {
+    let node = Node::new();
+    node.go_test("TestPodsBadRequests");
+    node.end();
+}
+
+#[test]
+fn pods_run_on_while_the_daemon_is_killed_and_their_ends_are_known_after_it() {
+    let mut node = Node::new();
+    node.go_test("TestPodsLeave");
+    node.daemon.crash();
+    std::thread::sleep(Duration::from_millis(700));
+    node.daemon.launch();
+    node.go_test("TestPodsFind");
+    node.end();
+}
