@@ -48,7 +48,9 @@ const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
     ("an exec of nonsense", "Unknown", "InvalidArgument", "the caller gave it"),
     ("resources of nonsense", "Unknown", "InvalidArgument", "the caller gave it"),
     ("no such signal", "Unknown", "InvalidArgument", "the caller gave it"),
-    ("a size of no terminal", "OK", "InvalidArgument", "a size that goes nowhere is told"),
+    ("a start of no sandbox", "Unknown", "NotFound", "the code of all other calls"),
+    ("the platform of no sandbox", "Unimplemented", "NotFound", "containerd does not pass the call on, we do"),
+    ("a sandbox without a record", "Unknown", "InvalidArgument", "the caller left its runtime out"),
     ("the task as an exec to delete", "Unknown", "FailedPrecondition", "the state is in the way"),
     (
         "a deletion while it runs",
@@ -726,7 +728,12 @@ fn sandboxes_mounts_and_streams_that_make_no_sense_are_answered_as_containerd_do
             "sandbox.v1.Controller/Shutdown",
             "sandbox.v1.Controller/Metrics",
         ] {
-            requests.push(ask("a sandbox that is not there", method, json!({"sandboxId": id, "sandboxer": "shim"})));
+            let what = match method {
+                "sandbox.v1.Controller/Start" => "a start of no sandbox",
+                "sandbox.v1.Controller/Platform" => "the platform of no sandbox",
+                _ => "a sandbox that is not there",
+            };
+            requests.push(ask(what, method, json!({"sandboxId": id, "sandboxer": "shim"})));
         }
     }
     requests.extend([

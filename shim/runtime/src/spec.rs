@@ -613,6 +613,10 @@ impl Spec {
             }
             Err(error) => return Err(error),
         };
+        // Nothing that a pod without a program asks for depends on the version.
+        if spec.oci_version.is_empty() && !spec.has_program() {
+            spec.oci_version = "1.0.0".to_owned();
+        }
         if spec.namespace(NamespaceKind::Mount).is_none() {
             spec.linux.namespaces.push(Namespace { kind: "mount".to_owned(), path: PathBuf::new() });
         }

@@ -18,8 +18,8 @@ pub use controller::{
 };
 pub use gantry_metadata::Sandbox;
 pub use handle::Controller;
-pub(crate) use shim::{SandboxShims, ShimController, restore};
 use handle::Watched;
+pub(crate) use shim::{SandboxShims, ShimController, restore};
 
 /// Name of our own controller.
 pub(crate) const SHIM: &str = "shim";
@@ -92,6 +92,9 @@ impl Sandboxes {
     /// # Errors
     /// `AlreadyExists`, `InvalidArgument`.
     pub async fn create(&self, scope: &Scope, sandbox: Sandbox) -> Result<Sandbox> {
+        if sandbox.runtime.name.is_empty() {
+            return Err(Error::invalid("sandbox", "its runtime's name is missing"));
+        }
         Ok(self.core.db.sandboxes(&scope.namespace).create(sandbox).await?)
     }
 

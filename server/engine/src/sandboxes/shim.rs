@@ -97,12 +97,14 @@ impl ShimController {
     }
 
     async fn launch(&self, scope: &Scope, sandbox: &Sandbox) -> Result<Shim> {
-        let named = sandbox.runtime.name.as_str();
+        if sandbox.runtime.name.is_empty() {
+            return Err(Error::invalid("sandbox", "its runtime's name is missing"));
+        }
         let config = sandbox.spec.as_ref().map(|spec| spec.value.as_slice()).filter(|spec| !spec.is_empty());
         let launch = Launch {
             namespace: &scope.namespace,
             id: sandbox.id.as_str(),
-            runtime: if named.is_empty() { &self.tasks.core.config.default_runtime } else { named },
+            runtime: &sandbox.runtime.name,
             options: sandbox.runtime.options.as_ref().filter(|options| !options.value.is_empty()),
             bundle: BundleSpec { config, gid: config.and_then(mapped_root) },
         };
@@ -330,7 +332,11 @@ fn exit_of(cleanup: Cleanup) -> SandboxExit {
 }
 
 fn ended(id: &str) -> Error {
-    Error::Precondition { what: "sandbox", name: id.to_owned(), reason: "it has ended, and can only be shut down".into() }
+    Error::Precondition {
+        what: "sandbox",
+        name: id.to_owned(),
+        reason: "it has ended, and can only be shut down".into(),
+    }
 }
 
 fn status_request(id: &str, verbose: bool) -> wire::SandboxStatusRequest {
