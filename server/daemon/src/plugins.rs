@@ -128,7 +128,8 @@ pub(crate) fn uri(plugin: &Plugin) -> String {
 }
 
 fn plugin(kind: &str, id: &str) -> Plugin {
-    let platforms = WITH_PLATFORM.contains(&kind).then(|| platform_to_wire(&Platform::host()));
+    let of_platform = WITH_PLATFORM.contains(&kind) || (kind, id) == ("io.containerd.cri.v1", "runtime");
+    let platforms = of_platform.then(|| platform_to_wire(&Platform::host()));
     Plugin { r#type: kind.into(), id: id.into(), platforms: platforms.into_iter().collect(), ..Plugin::default() }
 }
 
