@@ -87,8 +87,19 @@ impl Cri {
             memory: path.as_deref().and_then(|path| self.memory(path)),
             writable_layer: layer,
             swap: path.as_deref().and_then(|path| self.swap(path)),
-            io: None,
+            io: path.as_deref().and_then(|path| self.io(path)),
         }
+    }
+
+    /// For how long processes of a cgroup waited for a resource, where the kernel tells that by cgroup.
+    fn pressure(&self, controller: &str, path: &str) -> Option<wire::PsiStats> {
+        let text =
+            self.cgroups.read(controller, path, &format!("{controller}.pressure")).filter(|_| self.cgroups.is_v2())?;
+        Some(wire::PsiStats { full: stalls(&text, "full"), some: stalls(&text, "some") })
+    }
+
+    fn io(&self, path: &str) -> Option<wire::IoUsage> {
+        Some(wire::IoUsage { timestamp: crate::now(), psi: Some(self.pressure("io", path)?) })
     }
 
     fn cpu(&self, id: &str, path: &str) -> Option<wire::CpuUsage> {
@@ -100,7 +111,7 @@ impl Cri {
         let timestamp = crate::now();
         let rate = self.rates.nano_cores(id, timestamp, usage);
         let (usage_core_nano_seconds, usage_nano_cores) = (some(usage), some(rate));
-        Some(wire::CpuUsage { timestamp, usage_core_nano_seconds, usage_nano_cores, psi: None })
+        Some(wire::CpuUsage { timestamp, usage_core_nano_seconds, usage_nano_cores, psi: self.pressure("cpu", path) })
     }
 
     fn memory(&self, path: &str) -> Option<wire::MemoryUsage> {
@@ -121,7 +132,7 @@ impl Cri {
             rss_bytes: some(of("total_rss", "anon")),
             page_faults: some(of("pgfault", "pgfault")),
             major_page_faults: some(of("pgmajfault", "pgmajfault")),
-            psi: None,
+            psi: self.pressure("memory", path),
         })
     }
 
@@ -180,7 +191,7 @@ impl Cri {
             network: network_usage(pid),
             process: path.as_deref().and_then(|path| self.processes(path)),
             containers,
-            io: None,
+            io: path.as_deref().and_then(|path| self.io(path)),
         };
         wire::PodSandboxStats {
             attributes: Some(wire::PodSandboxAttributes {
@@ -208,6 +219,15 @@ fn pod_cgroup(parent: &str) -> String {
     }
     let scope = crate::cgroup::path_of(&format!("{name}:x:y"));
     scope.rsplit_once('/').map_or_else(String::new, |(path, _)| path.to_owned())
+}
+
+/// One line of a pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, times in microseconds.
+fn stalls(text: &str, kind: &str) -> Option<wire::PsiData> {
+    let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
+    let of = |key: &str| line.split_ascii_whitespace().find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+    let average = |key: &str| of(key).and_then(|number| number.parse().ok()).unwrap_or_default();
+    let total = of("total").and_then(|number| number.parse().ok()).unwrap_or_default();
+    Some(wire::PsiData { total, avg10: average("avg10"), avg60: average("avg60"), avg300: average("avg300") })
 }
 
 /// What went through the interfaces of a process' network namespace.
@@ -241,6 +261,13 @@ mod tests {
         assert_eq!(rates.nano_cores("a", 0, 0), 0);
         assert_eq!(rates.nano_cores("a", 1_000_000_000, 500_000_000), 500_000_000);
         assert_eq!(rates.nano_cores("a", 1_000_000_001, 900_000_000), 500_000_000);
+    }
+
+    #[test]
+    fn stalls_are_read_by_kind() {
+        let text = "some avg10=1.50 avg60=0.10 avg300=0.00 total=42\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
+        let some = stalls(text, "some").unwrap();
+        assert_eq!((some.avg10, some.total, stalls(text, "full").unwrap().total), (1.5, 42, 7));
     }
 
     #[test]

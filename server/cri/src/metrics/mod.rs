@@ -6,9 +6,9 @@ mod table;
 
 use gantry_api::pb::runtime::v1 as wire;
 
+use crate::Cri;
 use crate::containers::Container;
 use crate::pods::Pod;
-use crate::Cri;
 use read::Reading;
 use table::{METRICS, Metric};
 

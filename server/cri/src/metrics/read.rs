@@ -88,7 +88,8 @@ impl Reading<'_> {
         let of = |key: &str| value(&stat, key).unwrap_or_default();
         let usage = number("memory.usage_in_bytes");
         let kills = value(&self.text("memory", "memory.oom_control"), "oom_kill").unwrap_or_default();
-        let mut all = memory(usage, of("total_inactive_file"), of("total_active_file"), of("pgfault"), of("pgmajfault"));
+        let mut all =
+            memory(usage, of("total_inactive_file"), of("total_active_file"), of("pgfault"), of("pgmajfault"));
         all.extend([
             Value::new("container_spec_memory_limit_bytes", number("memory.limit_in_bytes")),
             Value::new("container_spec_memory_reservation_limit_bytes", number("memory.soft_limit_in_bytes")),
@@ -132,7 +133,10 @@ impl Reading<'_> {
         let mut all = Vec::new();
         let (bytes, counts) = if self.cgroups.is_v2() {
             let text = self.text("io", "io.stat");
-            (nested(&text, &[("rbytes", "Read"), ("wbytes", "Write")]), nested(&text, &[("rios", "Read"), ("wios", "Write")]))
+            (
+                nested(&text, &[("rbytes", "Read"), ("wbytes", "Write")]),
+                nested(&text, &[("rios", "Read"), ("wios", "Write")]),
+            )
         } else {
             let read = |file: &str| triples(&self.text("blkio", file));
             (read("blkio.throttle.io_service_bytes"), read("blkio.throttle.io_serviced"))

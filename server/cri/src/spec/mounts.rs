@@ -62,6 +62,9 @@ pub(crate) fn check(mounts: &[wire::Mount]) -> Result<()> {
         if !mount.host_path.is_empty() && (!mount.host_path.starts_with('/') || mount.host_path.contains('\0')) {
             return bad("host_path", "must be an absolute path");
         }
+        if image && !mount.readonly {
+            return bad("readonly", "must be set: an image cannot be written to");
+        }
         if !mount.image_sub_path.is_empty() && !image {
             return bad("image_sub_path", "needs an image");
         }
@@ -210,7 +213,10 @@ mod tests {
         assert_eq!(refused(mount("", "/a")), "config.mounts[0].host_path");
         assert_eq!(refused(mount("a", "/a")), "config.mounts[0].host_path");
         assert_eq!(refused(wire::Mount { image: Some(image.clone()), ..mount("/a", "/a") }), "config.mounts[0].image");
-        let up = wire::Mount { image: Some(image), image_sub_path: "a/../../b".into(), ..mount("", "/a") };
+        let written = wire::Mount { image: Some(image.clone()), ..mount("", "/a") };
+        assert_eq!(refused(written), "config.mounts[0].readonly");
+        let up =
+            wire::Mount { readonly: true, image: Some(image), image_sub_path: "a/../../b".into(), ..mount("", "/a") };
         assert_eq!(refused(up), "config.mounts[0].image_sub_path");
         let rro = wire::Mount { recursive_read_only: true, ..mount("/a", "/a") };
         assert_eq!(refused(rro), "config.mounts[0].recursive_read_only");
