@@ -285,6 +285,8 @@ impl Job {
     }
 
     fn unpack(self, layer: Drain, sync: bool, control: Arc<Control>, programs: &Arc<Programs>) -> Result<Applied> {
+        // Containers go before images.
+        let _low = gantry_mount::priority::LowIo::new();
         let place = Place::of(&self.mounts, self.below)?;
         let limits = Limits {
             bytes: self.limits.max_bytes,

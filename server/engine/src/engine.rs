@@ -8,7 +8,7 @@ use gantry_content::LocalStore;
 use gantry_metadata::Db;
 use gantry_registry::Registry;
 use gantry_shims::{Forwarded, Shims};
-use gantry_snapshots::{Erofs, ErofsConfig, Native, Overlay, OverlayConfig, Snapshotter};
+use gantry_snapshots::{Btrfs, Erofs, ErofsConfig, Native, Overlay, OverlayConfig, Snapshotter};
 use gantry_types::Any;
 use tokio::sync::{RwLock, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -233,6 +233,9 @@ fn check_differs(config: &Config, remote: &BTreeMap<String, gantry_plugins::Remo
     }
 }
 
+/// Snapshotters that want more of a host than directories.
+const OPTIONAL: [&str; 2] = ["btrfs", "erofs"];
+
 /// A snapshotter that this kernel or disk cannot carry is left out and named.
 fn open_snapshotters(config: &Config, repairs: &mut Repairs) -> BTreeMap<String, Arc<dyn Snapshotter>> {
     let settings = &config.snapshotters;
@@ -246,6 +249,10 @@ fn open_snapshotters(config: &Config, repairs: &mut Repairs) -> BTreeMap<String,
             }
             match open() {
                 Ok(snapshotter) => drop(all.insert(name.into(), snapshotter)),
+                // Few hosts can carry these: nothing is amiss.
+                Err(error @ gantry_snapshots::Error::Unusable { .. }) if OPTIONAL.contains(&name) => {
+                    tracing::info!(snapshotter = name, %error, "left out");
+                }
                 Err(error) => repairs.note(format!("snapshotter {name}"), format!("left out: {error}")),
             }
         };
@@ -262,6 +269,7 @@ fn open_snapshotters(config: &Config, repairs: &mut Repairs) -> BTreeMap<String,
         immutable: settings.erofs.set_immutable,
         default_size: settings.erofs.default_size,
     };
+    add("btrfs", &|| Ok(Arc::new(Btrfs::open(&root("btrfs", &settings.btrfs_root))?)));
     add("erofs", &|| Ok(Arc::new(Erofs::open(&root("erofs", &settings.erofs.root), erofs.clone())?)));
     all
 }

@@ -254,19 +254,31 @@ impl Snapshots {
     ) -> Result<()> {
         let snapshotter = self.core.snapshotter(driver)?.1;
         let records = self.core.db.snapshots(&scope.namespace, driver);
+        // Who comes second with a name is refused before anything has happened to its snapshot.
+        let _one = self.core.joining.lock(&format!("snapshot {} {driver} {name}", scope.namespace)).await;
+        self.refuse_present(scope, driver, &name).await?;
+        let active = records.get(&active.key)?;
         let internal = records.internal(&name).await?;
         let below = parent.as_ref().map(|parent| parent.internal.as_str());
         snapshotter.commit(&internal, &active.internal, below, backend::inherited(&labels)).await?;
         let committed = Committed { internal: internal.clone(), parent: parent.map(|parent| parent.key), labels };
         if let Err(error) = records.commit(&active.key, &name, committed, lease(scope)).await {
-            self.undo(&**snapshotter, driver, &internal).await;
-            // The active one has gone with the commit.
-            let _ = records.remove(&active.key, lease(scope)).await;
+            self.take_back(&**snapshotter, driver, &active, &internal).await;
             return Err(error.into());
         }
         let event = SnapshotCommit { key: active.key, name, snapshotter: driver.to_owned() };
         self.core.emit(&scope.namespace, "/snapshot/commit", &event);
         Ok(())
+    }
+
+    /// After a commit without a record: the active snapshot, whose record is still there, stands on what it has become, and
+    /// so holds what it held. What it stands on goes with it.
+    async fn take_back(&self, snapshotter: &dyn Snapshotter, driver: &str, active: &Snapshot, internal: &str) {
+        let labels = backend::inherited(&active.labels);
+        if let Err(error) = snapshotter.prepare(&active.internal, Some(internal), labels).await {
+            tracing::error!(key = active.key, %error, "an active snapshot is lost: neither its commit nor itself has a record");
+        }
+        self.core.garbage.leave_snapshot(driver, internal);
     }
 
     /// Removes a snapshot.

@@ -4,6 +4,7 @@
 //! Knows nothing of snapshots, containers or namespaces' owners. Synchronous and small: the shim links it.
 //! [`sys`] holds the bare system calls, which neither allocate nor lock, for code between `clone3` and `execve`.
 
+pub mod btrfs;
 mod chain;
 mod detach;
 mod error;
@@ -12,6 +13,7 @@ mod loopdev;
 pub mod mountinfo;
 mod options;
 mod overlay;
+pub mod priority;
 mod superblock;
 pub mod sys;
 mod unmount;

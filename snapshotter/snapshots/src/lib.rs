@@ -2,6 +2,7 @@
 //!
 //! - [`Overlay`]: layers are directories that the kernel's overlay file system stacks.
 //! - [`Erofs`]: layers are read-only file systems in files, which the kernel's overlay file system stacks.
+//! - [`Btrfs`]: layers are subvolumes, where the directory lies on btrfs.
 //! - [`Native`]: layers are full copies; slow and simple, the oracle of the tests.
 //! - [`suite`] (feature `suite`): the contract as tests, for any implementation.
 //!
@@ -9,6 +10,7 @@
 //! no mount; it says which mounts show a snapshot.
 #![forbid(unsafe_code)]
 
+mod btrfs;
 mod contract;
 mod copy;
 mod erofs;
@@ -25,6 +27,7 @@ pub mod suite;
 mod trash;
 mod tree;
 
+pub use btrfs::Btrfs;
 pub use contract::{Info, Kind, MAX_KEY, MAX_SIZE_LABEL, Snapshotter, UPPERDIR_LABEL, Usage};
 pub use erofs::{Config as ErofsConfig, Erofs, LAYER as EROFS_LAYER, MARK as EROFS_MARK};
 pub use error::Error;

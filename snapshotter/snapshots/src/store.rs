@@ -23,7 +23,7 @@ use crate::contract::{Info, Kind, Usage};
 use crate::error::Error;
 use crate::graph::{Chain, Change, Graph, Id};
 use crate::records::Records;
-use crate::trash::Trash;
+use crate::trash::{Empty, Trash};
 use crate::tree;
 
 /// How long a call waits for another one's change of the same snapshot.
@@ -47,12 +47,22 @@ impl Store {
     /// Opens or makes the store in `root`, for snapshotters of type `format`. `has_directory` tells which snapshots
     /// cannot be without their directory.
     pub(crate) fn open(root: &Path, format: &str, has_directory: fn(&Chain) -> bool) -> Result<Store, Error> {
+        Store::open_emptying(root, format, has_directory, |_| Ok(()))
+    }
+
+    /// As [`Store::open`]; `empty` is called on a removed directory before it is deleted.
+    pub(crate) fn open_emptying(
+        root: &Path,
+        format: &str,
+        has_directory: fn(&Chain) -> bool,
+        empty: Empty,
+    ) -> Result<Store, Error> {
         let root = make_root(root)?;
         let lock = lock(&root)?;
         check_format(&root, format)?;
         make_dir(&root.join("snapshots"))?;
         let records = Arc::new(Records::open(root.join("records"))?);
-        let trash = Trash::open(root.join("trash"), Arc::clone(&records))?;
+        let trash = Trash::open(root.join("trash"), Arc::clone(&records), empty)?;
         let graph = Mutex::new(Graph::default());
         let store = Store { root, graph, ended: Condvar::new(), records, trash, _lock: lock };
         store.recover(has_directory)?;

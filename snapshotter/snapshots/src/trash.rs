@@ -12,6 +12,9 @@ use crate::error::Error;
 use crate::records::Records;
 use crate::tree;
 
+/// What is done with a directory before it is deleted.
+pub(crate) type Empty = fn(&Path) -> io::Result<()>;
+
 enum Order {
     Delete(PathBuf),
     /// Answered once all orders before it are done.
@@ -30,8 +33,9 @@ pub(crate) struct Trash {
 }
 
 impl Trash {
-    /// Starts the thread, with all that lies in `dir` as its first work.
-    pub(crate) fn open(dir: PathBuf, records: Arc<Records>) -> Result<Trash, Error> {
+    /// Starts the thread, with all that lies in `dir` as its first work. `empty` takes away what deleting files alone
+    /// does not, or not fast.
+    pub(crate) fn open(dir: PathBuf, records: Arc<Records>, empty: Empty) -> Result<Trash, Error> {
         fs::create_dir_all(&dir).map_err(Error::io("make", &dir))?;
         let (orders, inbox) = channel();
         let mut next = 0;
@@ -45,7 +49,7 @@ impl Trash {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("snapshot-trash".into())
-            .spawn(move || work(&inbox, &records, &stopped))
+            .spawn(move || work(&inbox, &records, &stopped, empty))
             .map_err(Error::io("start a thread for", &dir))?;
         Ok(Trash { dir, next: AtomicU64::new(next + 1), orders: Some(orders), stop, thread: Some(thread) })
     }
@@ -92,7 +96,7 @@ fn number(path: &Path) -> u64 {
     path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()).unwrap_or(0)
 }
 
-fn work(inbox: &Receiver<Order>, records: &Records, stop: &AtomicBool) {
+fn work(inbox: &Receiver<Order>, records: &Records, stop: &AtomicBool, empty: Empty) {
     while let Ok(first) = inbox.recv() {
         let orders: Vec<Order> = std::iter::once(first).chain(inbox.try_iter()).collect();
         if stop.load(Ordering::Relaxed) {
@@ -103,15 +107,15 @@ fn work(inbox: &Receiver<Order>, records: &Records, stop: &AtomicBool) {
         for order in orders {
             match order {
                 Order::Report(done) => drop(done),
-                Order::Delete(path) => delete(&path, &synced, stop),
+                Order::Delete(path) => delete(&path, &synced, stop, empty),
             }
         }
     }
 }
 
-fn delete(path: &Path, synced: &io::Result<()>, stop: &AtomicBool) {
+fn delete(path: &Path, synced: &io::Result<()>, stop: &AtomicBool, empty: Empty) {
     let result = match synced {
-        Ok(()) => tree::delete(path, &|| !stop.load(Ordering::Relaxed)),
+        Ok(()) => empty(path).and_then(|()| tree::delete(path, &|| !stop.load(Ordering::Relaxed))),
         Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
     };
     match result {

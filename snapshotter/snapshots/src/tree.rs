@@ -106,14 +106,19 @@ pub(crate) fn usage_of_file(path: &Path) -> io::Result<Usage> {
     Ok(counter.usage)
 }
 
+/// Sums up files; what has several names is counted once.
 #[derive(Default)]
-struct Counter {
+pub(crate) struct Counter {
     usage: Usage,
     linked: HashSet<(u64, u64)>,
 }
 
 impl Counter {
-    fn count(&mut self, stat: &Stat) {
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    pub(crate) fn count(&mut self, stat: &Stat) {
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if is_dir || stat.st_nlink < 2 || self.linked.insert((stat.st_dev, stat.st_ino)) {
             // st_blocks counts 512 bytes whatever the file system's block is (stat(3type)).

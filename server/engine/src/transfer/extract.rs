@@ -110,12 +110,13 @@ impl<'a> One<'a> {
             prepared => prepared?,
         };
         let ended = CancellationToken::new();
-        let half_done = HalfDone { one: self, key: Some(key), ended: ended.clone() };
+        let mut half_done = HalfDone { one: self, key: Some(key), ended: ended.clone() };
         let below = if alone { Below::Absent } else { Below::Shown };
-        let applied = match self.write(what, mounts.clone(), asked, ended.clone(), below).await {
+        let applied = match self.write(what, mounts.clone(), asked, ended, below).await {
             Err(error) if !alone && needs_lower(&error) => {
                 wait_for(fetched).await?;
-                self.write(what, mounts, None, ended, Below::Needed).await
+                half_done.ended = CancellationToken::new();
+                self.write(what, mounts, None, half_done.ended.clone(), Below::Needed).await
             }
             applied => applied,
         };
