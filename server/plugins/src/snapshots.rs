@@ -33,13 +33,8 @@ impl RemoteSnapshotter {
     /// it.
     pub fn new(peer: Peer, capabilities: &[String], root: Option<PathBuf>) -> RemoteSnapshotter {
         let client = Client::new(peer.channel()).max_decoding_message_size(MAX_MESSAGE);
-        let has = |known: &&str| capabilities.iter().any(|word| word == known);
-        RemoteSnapshotter {
-            peer,
-            client,
-            capabilities: KNOWN.iter().copied().filter(|word| has(&word)).collect(),
-            root,
-        }
+        let has = |known: &str| capabilities.iter().any(|word| word == known);
+        RemoteSnapshotter { peer, client, capabilities: KNOWN.iter().copied().filter(|word| has(word)).collect(), root }
     }
 
     fn name(&self) -> String {

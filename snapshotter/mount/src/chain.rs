@@ -98,7 +98,7 @@ fn make_directory(option: &str, before: &[OwnedFd]) -> Result<(), Error> {
     let mut parts = option.strip_prefix(MKDIR).unwrap_or_default().split(':');
     let path = parts.next().unwrap_or_default();
     let mode = parts.next().map_or(Some(0o700), |mode| u32::from_str_radix(mode, 8).ok());
-    let mode = mode.and_then(|mode| Mode::from_bits(mode)).ok_or_else(|| invalid("the mode must be octal"))?;
+    let mode = mode.and_then(Mode::from_bits).ok_or_else(|| invalid("the mode must be octal"))?;
     let below = |tree: &&OwnedFd| {
         let name = path.strip_prefix(&format!("/proc/self/fd/{}/", tree.as_raw_fd()))?;
         (!name.is_empty() && !name.contains('/') && name != "." && name != "..").then_some(name)

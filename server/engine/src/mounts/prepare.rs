@@ -219,7 +219,7 @@ fn size(text: &str) -> Option<u64> {
         _ => return None,
     };
     let bytes = number * 1024f64.powi(power);
-    (bytes >= 0.0 && bytes < 9e18).then_some(bytes as u64)
+    (0.0..9e18).contains(&bytes).then_some(bytes as u64)
 }
 
 #[cfg(test)]

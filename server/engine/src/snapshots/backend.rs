@@ -81,7 +81,10 @@ impl Snapshots {
         match records.create(record, lease(scope)).await {
             // Somebody else was told of it, too.
             Err(gantry_metadata::Error::AlreadyExists(_)) => Ok(()),
-            entered => Ok(drop(entered?)),
+            entered => {
+                entered?;
+                Ok(())
+            }
         }
     }
 }
