@@ -140,21 +140,13 @@ pub struct StreamProcessor {
     pub env: Vec<String>,
 }
 
-/// What a transfer without wishes of its own unpacks (containerd's `unpack_config`).
+/// By which snapshotter an image is unpacked where the client leaves it to the daemon (containerd's `unpack_config`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnpackPlatform {
-    /// Such as `linux/amd64`; empty: the host's.
+    /// Such as `linux/amd64`; empty: any.
     pub platform: String,
-    /// Empty: the default one.
+    /// Its snapshotter; one that is not there is passed over.
     pub snapshotter: String,
-    /// Empty: the first one that knows the layers' media types.
-    pub differ: String,
-    /// Media type of the configurations it is for; empty: images'.
-    pub config_type: String,
-    /// Media types of the layers it is for; none: images'.
-    pub layer_types: Vec<String>,
-    /// A snapshotter that is not there is no error.
-    pub optional: bool,
 }
 
 /// Programs of one directory that each must agree to a pull (containerd's `io.containerd.image-verifier.v1.bindir`).
@@ -201,15 +193,11 @@ pub struct OverlaySettings {
     pub root: Option<PathBuf>,
     /// Snapshots tell their upper directory by a label.
     pub upperdir_label: bool,
-    /// A removed snapshot's files are gone when the call returns.
-    pub sync_remove: bool,
-    /// Where the kernel cannot map ids: change the owner of every file instead of refusing.
-    pub slow_chown: bool,
     /// Further mount options.
     pub mount_options: Vec<String>,
 }
 
-/// Settings of `erofs` and its differ.
+/// Settings of `erofs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErofsSettings {
     /// Where it keeps its files; none: below the engine's root.
@@ -222,10 +210,6 @@ pub struct ErofsSettings {
     pub set_immutable: bool,
     /// Bytes of a writable layer that is a file; 0: it is a directory.
     pub default_size: u64,
-    /// Options of `mkfs.erofs`.
-    pub mkfs_options: Vec<String>,
-    /// Layers refer to the tar instead of copying it.
-    pub tar_index: bool,
 }
 
 /// Bounds on what unpacking a layer may make.

@@ -5,15 +5,17 @@ use super::report::dotted;
 use super::setting::Setting;
 use super::tree::{self, Table, Value};
 
+const TCP: &str = "io.containerd.server.v1.grpc-tcp";
+
 /// Names of what takes hold at once.
 const LIVE: &[&[&str]] = &[
     &["debug", "level"],
     &["gantry", "registry"],
     &["gantry", "runtimes"],
     &["plugins", "io.containerd.transfer.v1.local", "config_path"],
-    &["plugins", "io.containerd.server.v1.grpc-tcp", "tls_ca"],
-    &["plugins", "io.containerd.server.v1.grpc-tcp", "tls_cert"],
-    &["plugins", "io.containerd.server.v1.grpc-tcp", "tls_key"],
+    &["plugins", TCP, "tls_ca"],
+    &["plugins", TCP, "tls_cert"],
+    &["plugins", TCP, "tls_key"],
 ];
 
 /// Names of changed values.
@@ -28,14 +30,20 @@ pub struct Changes {
 impl Changes {
     /// What `new` changes of `old`.
     pub fn between(old: &Config, new: &Config) -> Changes {
+        // A port cannot begin or cease to speak TLS while it is served.
+        let begins_or_ceases = old.tcp.cert.is_some() != new.tcp.cert.is_some();
         let (old, new) = (written(old), written(new));
         let (old, new) = (tree::leaves(&old), tree::leaves(&new));
         let gone = old.iter().filter(|(path, _)| !new.iter().any(|(other, _)| other == path));
         let fresh = new.iter().filter(|(path, node)| !old.iter().any(|(other, was)| other == path && was == node));
-        let mut paths: Vec<&Vec<String>> = gone.chain(fresh).map(|(path, _)| path).collect();
+        // An empty section says nothing.
+        let said = gone.chain(fresh).filter(|(_, node)| node.table().is_none());
+        let mut paths: Vec<&Vec<String>> = said.map(|(path, _)| path).collect();
         paths.sort();
         let is_live = |path: &&&Vec<String>| {
-            LIVE.iter().any(|live| path.len() >= live.len() && live.iter().zip(path.iter()).all(|(a, b)| a == b))
+            let is_tls = path.get(1).is_some_and(|plugin| plugin == TCP);
+            !(is_tls && begins_or_ceases)
+                && LIVE.iter().any(|live| path.len() >= live.len() && live.iter().zip(path.iter()).all(|(a, b)| a == b))
         };
         let (live, restart): (Vec<_>, Vec<_>) = paths.iter().partition(is_live);
         let names = |paths: Vec<&Vec<String>>| paths.iter().map(|path| dotted(path)).collect();
@@ -70,5 +78,11 @@ mod tests {
         );
         assert_eq!(changes.restart, ["root"]);
         assert_eq!(Changes::between(&new, &old).restart, ["root"]);
+        let mut tls = old.clone();
+        (tls.tcp.cert, tls.tcp.key) = (Some("/c".into()), Some("/k".into()));
+        assert_eq!(Changes::between(&old, &tls).restart.len(), 2);
+        let mut other = tls.clone();
+        other.tcp.cert = Some("/d".into());
+        assert_eq!((Changes::between(&tls, &other).live.len(), Changes::between(&tls, &other).restart.len()), (1, 0));
     }
 }

@@ -92,6 +92,10 @@ pub(super) fn migrate(mut table: Table, report: &mut Report) -> Table {
     for (from, to) in MOVES {
         relocate(&mut table, from, to);
     }
+    // What is left is unknown, and told with what was perhaps meant.
+    for (section, plugin) in [("grpc", GRPC), ("ttrpc", TTRPC), ("metrics", METRICS)] {
+        relocate(&mut table, &[section], &["plugins", plugin]);
+    }
     scheduling(&mut table);
     cri(&mut table);
     table.insert("version".into(), Value::Integer(NEWEST).into());
@@ -100,7 +104,7 @@ pub(super) fn migrate(mut table: Table, report: &mut Report) -> Table {
 
 fn relocate(table: &mut Table, from: &[&str], to: &[&str]) {
     if let Some(node) = tree::take(table, from) {
-        tree::put(table, to, node);
+        join(table, to, node);
     }
 }
 

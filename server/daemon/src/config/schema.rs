@@ -81,8 +81,6 @@ section! {
         ["plugins", OPT, "path"] => opt_path,
         ["plugins", OVERLAY, "root_path"] => snapshotters.overlay.root,
         ["plugins", OVERLAY, "upperdir_label"] => snapshotters.overlay.upperdir_label,
-        ["plugins", OVERLAY, "sync_remove"] => snapshotters.overlay.sync_remove,
-        ["plugins", OVERLAY, "slow_chown"] => snapshotters.overlay.slow_chown,
         ["plugins", OVERLAY, "mount_options"] => snapshotters.overlay.mount_options,
         ["plugins", NATIVE, "root_path"] => snapshotters.native_root,
         ["plugins", BTRFS, "root_path"] => snapshotters.btrfs_root,
@@ -91,8 +89,6 @@ section! {
         ["plugins", EROFS, "enable_fsverity"] => snapshotters.erofs.enable_fsverity,
         ["plugins", EROFS, "set_immutable"] => snapshotters.erofs.set_immutable,
         ["plugins", EROFS, "default_size"] => snapshotters.erofs.default_size as Size,
-        ["plugins", EROFS_DIFFER, "mkfs_options"] => snapshotters.erofs.mkfs_options,
-        ["plugins", EROFS_DIFFER, "enable_tar_index"] => snapshotters.erofs.tar_index,
         ["plugins", "io.containerd.cri.v1.runtime"] => cri.runtime,
         ["plugins", "io.containerd.cri.v1.images"] => cri.images,
         ["plugins", "io.containerd.grpc.v1.cri"] => cri.server,
@@ -145,6 +141,10 @@ section! {
         ["plugins", TASKS, "runtime"] => "it is an option of the runtime: BinaryName",
         ["plugins", "io.containerd.runtime.v1.linux"] => "shims of version 1 are not supported",
         ["plugins", SHIMS, "socket_dir"] => "a shim chooses its socket itself",
+        ["plugins", OVERLAY, "sync_remove"] => "what is removed is renamed at once and deleted beside all other work",
+        ["plugins", OVERLAY, "slow_chown"] => "where the kernel cannot map ids, a mapped snapshot is refused",
+        ["plugins", EROFS_DIFFER, "mkfs_options"] => "images are made without a program",
+        ["plugins", EROFS_DIFFER, "enable_tar_index"] => "images hold the files themselves",
         ["plugins", EROFS, "dmverity_mode"] => "dm-verity is not supported",
         ["plugins", EROFS, "layer_content_caches"] => "layers are always kept in the snapshotter",
         ["plugins", EROFS_DIFFER, "enable_dmverity"] => "dm-verity is not supported",
@@ -208,10 +208,12 @@ section! {
     UnpackPlatform {
         ["platform"] => platform,
         ["snapshotter"] => snapshotter,
-        ["differ"] => differ,
-        ["config_type"] => config_type,
-        ["layer_types"] => layer_types,
-        ["optional"] => optional,
+    }
+    ignored {
+        ["differ"] => "differs are tried in the order of io.containerd.service.v1.diff-service",
+        ["config_type"] => "what can be unpacked is told by the layers",
+        ["layer_types"] => "what can be unpacked is told by the layers",
+        ["optional"] => "a snapshotter that is not there is passed over",
     }
 }
 

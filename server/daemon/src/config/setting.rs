@@ -116,7 +116,8 @@ fn walk<'a, T: Section>(section: &mut T, path: &mut Vec<&'a str>, table: &'a Tab
 /// A name that sets nothing: one of containerd's, or a slip.
 fn stray<T: Section>(path: &[&str], node: &Node, report: &mut Report) {
     if let Some((_, reason)) = T::IGNORED.iter().find(|(known, _)| path.starts_with(known)) {
-        if !node.is_empty() {
+        // Without a reason it is read elsewhere.
+        if !node.is_empty() && !reason.is_empty() {
             report.notice(&node.place, format!("`{}` has no effect here: {reason}", report.name()));
         }
         return;

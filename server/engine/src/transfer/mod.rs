@@ -25,7 +25,7 @@ use crate::images::{Image, Images};
 use crate::keyed::Keyed;
 use crate::leases::Leases;
 use crate::snapshots::Snapshots;
-use crate::{Error, Result};
+use crate::{Error, Result, UnpackPlatform};
 
 use report::Report;
 
@@ -295,7 +295,7 @@ const UNPACK_LEASE: std::time::Duration = std::time::Duration::from_secs(24 * 36
 
 /// Unpacks the image of `unpack`'s platform from content.
 async fn unpack_stored(t: &Transfer, scope: &Scope, image: &Image, unpack: &Unpack, report: &Report) -> Result<String> {
-    let unpack = Unpack { snapshotter: or_default(t, &unpack.snapshotter), ..unpack.clone() };
+    let unpack = Unpack { snapshotter: or_default(t, unpack), ..unpack.clone() };
     let manifest = find_manifest(t, scope, &image.target, &unpack.platform).await?;
     let config = manifest::read_config(&t.content, scope, &manifest.config).await?;
     manifest.layers.iter().for_each(|layer| report.belongs(layer, report::name_of(&image.target)));
@@ -337,6 +337,18 @@ fn source_label(reference: &Reference) -> String {
     format!("{}.{}", gantry_types::labels::DISTRIBUTION_SOURCE, name.trim_matches(['[', ']']))
 }
 
-fn or_default(t: &Transfer, snapshotter: &str) -> String {
-    if snapshotter.is_empty() { t.snapshots.default_name().to_owned() } else { snapshotter.to_owned() }
+/// The snapshotter that is asked for; else the one that the operator chose for the platform; else the default one.
+fn or_default(t: &Transfer, unpack: &Unpack) -> String {
+    let wished = |of: &&UnpackPlatform| match of.platform.parse::<Platform>() {
+        _ if of.platform.is_empty() => true,
+        Ok(platform) => platform.preference(&unpack.platform).is_some(),
+        Err(_) => false,
+    };
+    let known = |of: &&UnpackPlatform| t.snapshots.names().iter().any(|name| *name == of.snapshotter);
+    let chosen = t.core.config.unpack_platforms.iter().filter(known).find(wished);
+    match chosen {
+        _ if !unpack.snapshotter.is_empty() => unpack.snapshotter.clone(),
+        Some(of) => of.snapshotter.clone(),
+        None => t.snapshots.default_name().to_owned(),
+    }
 }

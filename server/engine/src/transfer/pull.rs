@@ -270,7 +270,7 @@ impl One<'_> {
         let Some(config) = &single.config else { return Vec::new() };
         let mut wanted: Vec<Unpack> = Vec::new();
         for unpack in &self.pull.unpacks {
-            let snapshotter = super::or_default(self.t, &unpack.snapshotter);
+            let snapshotter = super::or_default(self.t, unpack);
             let fits = config.platform.os.is_empty() || unpack.platform.preference(&config.platform).is_some();
             if fits && !wanted.iter().any(|other| other.snapshotter == snapshotter) {
                 wanted.push(Unpack { snapshotter, ..unpack.clone() });
