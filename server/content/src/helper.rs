@@ -12,7 +12,7 @@ use crate::store::CHUNK;
 use crate::{Commit, Error, Info, ReaderAt, Store, WriterOptions};
 
 /// Bytes that are read at a time, ahead of the consumer.
-const AHEAD: usize = 4 * CHUNK;
+const AHEAD: usize = 2 * CHUNK;
 
 /// The bytes of a range of a blob in pieces of [`CHUNK`], reading ahead of the consumer. A range behind the end is cut.
 /// To be polled within a tokio runtime.

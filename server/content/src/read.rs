@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,11 +17,49 @@ pub(crate) struct LocalReader {
     file: Arc<File>,
     path: PathBuf,
     size: u64,
+    spare: Arc<Spare>,
+}
+
+/// Buffers of one reader that can be used again: memory that the kernel has to give anew costs as much as the read.
+/// They go with the reader.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+/// Buffers kept, at most: as many as a stream has under way.
+const KEEP: usize = 3;
+
+/// Bytes of a blob; their buffer is used again when the last of them is dropped.
+struct Lent {
+    buffer: Vec<u8>,
+    spare: Arc<Spare>,
+}
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut spare = self.spare.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < KEEP {
+            spare.push(buffer);
+        }
+    }
 }
 
 impl LocalReader {
     pub(crate) fn new(file: File, path: PathBuf, size: u64) -> LocalReader {
-        LocalReader { file: Arc::new(file), path, size }
+        LocalReader { file: Arc::new(file), path, size, spare: Arc::default() }
     }
 }
 
@@ -37,15 +75,18 @@ impl ReaderAt for LocalReader {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let file = self.file.clone();
-        let read = spawn_blocking(move || read(&file, offset, len)).await.map_err(|e| Error::task(&e))?;
-        read.map(Bytes::from).map_err(Error::io("read", &self.path))
+        let (file, spare) = (self.file.clone(), self.spare.clone());
+        let read = move || {
+            let buffer = read(&file, offset, len, spare.take())?;
+            Ok(Bytes::from_owner(Lent { buffer, spare }))
+        };
+        spawn_blocking(read).await.map_err(|e| Error::task(&e))?.map_err(Error::io("read", &self.path))
     }
 }
 
 /// Up to `len` bytes, into memory that is not cleared before.
-fn read(file: &File, mut offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
-    let mut buffer = Vec::with_capacity(len);
+fn read(file: &File, mut offset: u64, len: usize, mut buffer: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    buffer.reserve_exact(len);
     while buffer.len() < len {
         match rustix::io::pread(file, spare_capacity(&mut buffer), offset) {
             Ok(0) => break,

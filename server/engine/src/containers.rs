@@ -6,10 +6,10 @@ use gantry_ttrpc::pb::containerd::events::{ContainerCreate, ContainerDelete, Con
 use gantry_types::{Filter, Scope};
 
 use crate::Result;
-use crate::core::{Core, select};
+use crate::core::{Core, Listing, select};
 use crate::monitor::origin;
 
-pub use gantry_metadata::{Container, Runtime};
+pub use gantry_metadata::{AnyView, Container, ContainerView, Error as Damaged, Runtime};
 
 /// The containers of all namespaces.
 #[derive(Clone)]
@@ -32,6 +32,11 @@ impl Containers {
     /// None at present: damaged records are passed over.
     pub async fn list(&self, scope: &Scope, filter: &Filter) -> Result<Vec<Container>> {
         Ok(select(self.core.db.containers(&scope.namespace).scan(), filter))
+    }
+
+    /// The same containers, each shown as it is stored: for long listings.
+    pub fn listing(&self, scope: &Scope, filter: Filter) -> Listing<Container> {
+        Listing::new(self.core.db.containers(&scope.namespace).scan(), filter)
     }
 
     /// Enters a container; its times are set here.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gantry_content::Store;
-use gantry_metadata::Db;
+use gantry_metadata::{Db, Scan, Viewed};
 use gantry_plugins::{RemoteDiffer, RemoteSandboxer};
 use gantry_registry::Registry;
 use gantry_snapshots::Snapshotter;
@@ -69,6 +69,32 @@ impl Core {
 /// The lease of a call, as the records take it.
 pub(crate) fn lease(scope: &Scope) -> Option<&str> {
     scope.lease.as_deref()
+}
+
+/// The records that a filter selects, shown one by one as they are stored. A damaged one is named in the log and passed over.
+pub struct Listing<R> {
+    scan: Scan<R>,
+    filter: Filter,
+}
+
+impl<R: Viewed> Listing<R> {
+    pub(crate) fn new(scan: Scan<R>, filter: Filter) -> Listing<R> {
+        Listing { scan, filter }
+    }
+
+    /// Shows the next one; none at the end.
+    pub fn see<T>(&mut self, see: impl FnOnce(R::View<'_>) -> T) -> Option<T> {
+        let Listing { scan, filter } = self;
+        let mut see = Some(see);
+        let mut selected = |view: R::View<'_>| filter.matches(&view).then(|| see.take().map(|see| see(view))).flatten();
+        loop {
+            match scan.see(&mut selected)? {
+                Ok(Some(seen)) => return Some(seen),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "record skipped"),
+            }
+        }
+    }
 }
 
 /// The records that `filter` selects. A damaged one is named in the log and passed over.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use gantry_types::{Digest, Filter, Scope};
 
 use crate::Result;
-use crate::core::{Core, lease, select};
+use crate::core::{Core, Listing, lease, select};
 use crate::gc::Gc;
 
-pub use gantry_metadata::Image;
+pub use gantry_metadata::{Image, ImageView};
 
 /// The images of all namespaces.
 #[derive(Clone)]
@@ -33,6 +33,11 @@ impl Images {
     /// None at present: damaged records are passed over.
     pub async fn list(&self, scope: &Scope, filter: &Filter) -> Result<Vec<Image>> {
         Ok(select(self.core.db.images(&scope.namespace).scan(), filter))
+    }
+
+    /// The same images, each shown as it is stored: for long listings.
+    pub fn listing(&self, scope: &Scope, filter: Filter) -> Listing<Image> {
+        Listing::new(self.core.db.images(&scope.namespace).scan(), filter)
     }
 
     /// Enters an image; its times are set here (`created` only where it is the epoch).
