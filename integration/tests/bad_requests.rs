@@ -52,6 +52,11 @@ const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
     ("the platform of no sandbox", "Unimplemented", "NotFound", "containerd does not pass the call on, we do"),
     ("a sandbox without a record", "Unknown", "InvalidArgument", "the caller left its runtime out"),
     ("the task as an exec to delete", "Unknown", "FailedPrecondition", "the state is in the way"),
+    ("a start of no sandbox", "Unknown", "NotFound", "it is not there"),
+    ("the platform of no sandbox", "Unimplemented", "NotFound", "ours answers for those that are there"),
+    ("a sandbox without a record", "Unknown", "InvalidArgument", "the caller named no runtime"),
+    ("a stream of something else", "Unknown", "InvalidArgument", "the caller gave it"),
+    ("a stream of nothing", "Unknown", "InvalidArgument", "the caller gave nothing"),
     (
         "a deletion while it runs",
         "Unknown",
@@ -719,27 +724,21 @@ fn sandboxes_mounts_and_streams_that_make_no_sense_are_answered_as_containerd_do
         // What containerd lets in by its name goes again.
         requests.push(ask("a sandbox of this name", "sandbox.v1.Store/Create", sandbox));
         requests.push(ask("its removal", "sandbox.v1.Store/Delete", json!({"sandboxId": id})));
-        for method in [
-            "sandbox.v1.Controller/Start",
-            "sandbox.v1.Controller/Platform",
-            "sandbox.v1.Controller/Stop",
-            "sandbox.v1.Controller/Wait",
-            "sandbox.v1.Controller/Status",
-            "sandbox.v1.Controller/Shutdown",
-            "sandbox.v1.Controller/Metrics",
+        for (what, method) in [
+            ("a start of no sandbox", "sandbox.v1.Controller/Start"),
+            ("the platform of no sandbox", "sandbox.v1.Controller/Platform"),
+            ("a stop of no sandbox", "sandbox.v1.Controller/Stop"),
+            ("a wait for no sandbox", "sandbox.v1.Controller/Wait"),
+            ("the status of no sandbox", "sandbox.v1.Controller/Status"),
+            ("the end of no sandbox", "sandbox.v1.Controller/Shutdown"),
+            ("metrics of no sandbox", "sandbox.v1.Controller/Metrics"),
         ] {
-            let what = match method {
-                "sandbox.v1.Controller/Start" => "a start of no sandbox",
-                "sandbox.v1.Controller/Platform" => "the platform of no sandbox",
-                _ => "a sandbox that is not there",
-            };
             requests.push(ask(what, method, json!({"sandboxId": id, "sandboxer": "shim"})));
         }
     }
     requests.extend([
         ask("no sandbox to make", "sandbox.v1.Store/Create", json!({})),
         ask("a sandbox of no runtime", "sandbox.v1.Store/Create", json!({"sandbox": {"sandboxId": "s0"}})),
-        ask("its removal", "sandbox.v1.Store/Delete", json!({"sandboxId": "s0"})),
         ask("a broken pattern", "sandbox.v1.Store/List", json!({"filters": ["id~=("]})),
         ask(
             "a sandbox without a record",

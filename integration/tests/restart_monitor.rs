@@ -159,8 +159,9 @@ fn no_word_of_an_image_starts_a_container_or_names_a_file_or_a_program() {
     let (theirs, mine) = (directory(&lab, "theirs"), directory(&lab, "mine"));
     let (t, m, b) = (lab.id("theirs"), lab.id("mine"), lab.id("binary"));
     let script = "echo out; echo x >> /out/runs; exit 1";
-    start(&daemon, &image, &t, &theirs, &[], script);
-    // The labels are there, as clients of containerd have them; they only do not count.
+    // Many clients copy an image's labels: they are there then, and do not count.
+    let copied = format!("loguri=file://{}", evil.display());
+    start(&daemon, &image, &t, &theirs, &["status=running", "policy=always", &copied], script);
     assert_eq!(label(&daemon, &t, "status"), "running");
     // What the caller says counts, though the image says it otherwise; the output that is the image's does not.
     start(&daemon, &image, &m, &mine, &["status=running", "policy=on-failure:1"], script);

@@ -27,7 +27,8 @@ impl Events for Services {
         let envelope = required(request.into_inner().envelope, "envelope")?;
         let namespace: Namespace = envelope.namespace.parse().map_err(status::of)?;
         let event = any_from_wire(required(envelope.event, "event")?);
-        let timestamp = time_from_wire(required(envelope.timestamp, "timestamp")?).map_err(status::of)?;
+        // One without a time happened at the epoch, as with containerd.
+        let timestamp = time_from_wire(envelope.timestamp.unwrap_or_default()).map_err(status::of)?;
         self.engine.events.forward(&namespace, &envelope.topic, event, timestamp).map_err(status::of)?;
         Ok(Response::new(()))
     }
