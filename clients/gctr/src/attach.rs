@@ -71,6 +71,10 @@ pub async fn until_exit(task: &Task, fifos: &Fifos, stdin: bool, tty: bool) -> R
             (Ok(w), Ok(i), Ok(t)) => (w, i, t),
             (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => return Err(failed(e)),
         };
+    if tty {
+        // An additional process gets its terminal only with its start.
+        resize(task).await;
+    }
     let wait = task.wait();
     tokio::pin!(wait);
     let exit = loop {
