@@ -133,10 +133,13 @@ fn a_file_means_to_us_what_it_means_to_containerd() {
     let seen_by_them = changed(ours(&default, "dump").ok(), ours(&dump, "dump").ok());
     let seen_by_us = changed(ours(&nothing, "dump").ok(), ours(&old, "dump").ok());
     assert!(seen_by_us.len() > 25, "{seen_by_us:#?}");
-    for (name, value) in &seen_by_us {
-        // The socket for events is written out there, and follows the main one here.
+    // There, a file of version 2 loses this on its way through version 3.
+    let kept = |name: &&String| !name.contains("io.containerd.shim.v1.manager/env");
+    assert!(!seen_by_us.keys().all(|name| kept(&name)), "{seen_by_us:#?}");
+    for (name, value) in seen_by_us.iter().filter(|(name, _)| kept(name)) {
         assert_eq!(seen_by_them.get(name), Some(value), "{name}: ours is the second");
     }
+    // The socket for events is written out there, and follows the main one here.
     for (name, value) in seen_by_them.iter().filter(|(name, _)| !name.contains("server.v1.ttrpc")) {
         assert_eq!(seen_by_us.get(name), Some(value), "{name}: theirs is the second");
     }
@@ -222,7 +225,7 @@ fn files_have_their_effect_and_disabled_parts_are_gone() {
     assert_eq!(score.trim(), "500");
     let plugins = daemon.ctr(&["plugins", "ls"]);
     assert!(plugins.ok().contains("overlayfs") && !plugins.ok().contains("native"), "{plugins}");
-    daemon.ctr(&["leases", "ls"]).fails_with("nimplemented");
+    daemon.ctr(&["leases", "ls"]).fails_with("mplemented");
     daemon.ctr(&["snapshots", "--snapshotter", "native", "ls"]).fails_with("native");
     let page = get(std::net::TcpStream::connect("127.0.0.1:1338").expect("a port"), "/v1/metrics");
     let counted = "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Plugins\",\
@@ -514,8 +517,11 @@ fn calls_beyond_a_limit_are_refused_by_name_and_long_ones_keep_no_short_ones_out
         );
     }
     // Sizes: containerd's code for both directions.
-    let label = format!("a={}", "x".repeat(3500));
-    daemon.ctr(&["namespaces", "create", "big", &label]).fails_with("ResourceExhausted");
+    let request = format!("{{\"namespace\": {{\"name\": \"big\", \"labels\": {{\"a\": \"{}\"}}}}}}", "x".repeat(3500));
+    let mut command = daemon.command(peer_binary("grpcurl"));
+    command.args(["-plaintext", "-unix", "-authority", "localhost", "-d", &request]).arg(daemon.address());
+    command.arg("containerd.services.namespaces.v1.Namespaces/Create");
+    Outcome::of(command, LIMIT).fails_with("ResourceExhausted").fails_with("message length too large");
     daemon.ctr(&["namespaces", "create", "small", "a=b"]).ok();
     drop(waiting);
     daemon.stop_clean();
