@@ -1,5 +1,6 @@
 //! Kubernetes' interface by its own client modules: pods with the built-in network, their containers, logs, images.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use gantry_integration::images::{Image, busybox_root};
@@ -31,12 +32,16 @@ impl Node {
 
     /// Runs one of the Go tests.
     fn go_test(&self, name: &str) {
+        let out = Outcome::of(self.go_command(name), Duration::from_secs(130));
+        assert!(out.code == 0, "{out}\nthe daemon's log:\n{}", self.daemon.log_tail());
+    }
+
+    fn go_command(&self, name: &str) -> Command {
         let mut command = self.daemon.command(&self.suites);
         command.args(["-test.v", "-test.root", "-test.timeout=120s", "-test.run", &format!("^{name}$")]);
         command.env("GANTRY_SOCKET", self.daemon.address()).env("GANTRY_IMAGE", &self.image);
         command.env("GANTRY_ID", self.lab.id("cri")).env("TMPDIR", self.lab.dir()).current_dir(self.lab.dir());
-        let out = Outcome::of(command, Duration::from_secs(130));
-        assert!(out.code == 0, "{out}\nthe daemon's log:\n{}", self.daemon.log_tail());
+        command
     }
 
     fn end(self) {
@@ -67,5 +72,20 @@ fn pods_run_on_while_the_daemon_is_killed_and_their_ends_are_known_after_it() {
     std::thread::sleep(Duration::from_millis(700));
     node.daemon.launch();
     node.go_test("TestPodsFind");
+    node.end();
+}
+
+#[test]
+fn a_daemon_killed_while_it_makes_pods_leaves_nothing_that_cannot_be_removed() {
+    let mut node = Node::new();
+    for moment in [60, 150, 300] {
+        let mut storm = node.go_command("TestPodsStorm");
+        let mut storm = storm.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the Go test");
+        std::thread::sleep(Duration::from_millis(moment));
+        node.daemon.crash();
+        storm.wait().expect("wait for the Go test");
+        node.daemon.launch();
+        node.go_test("TestPodsClear");
+    }
     node.end();
 }

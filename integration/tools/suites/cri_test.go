@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -309,4 +310,30 @@ func TestPodsFind(t *testing.T) {
 	k.code(err, codes.FailedPrecondition, fmt.Sprint(pods[0].Id))
 	k.remove(pods[0].Id)
 	k.unpull()
+}
+
+// Many pods at once; the daemon may die amid them.
+func TestPodsStorm(t *testing.T) {
+	k := kube(t)
+	var all sync.WaitGroup
+	for attempt := range uint32(8) {
+		all.Go(func() {
+			config := k.pod()
+			config.Metadata.Attempt = attempt
+			ran, err := k.RunPodSandbox(k.ctx, &cri.RunPodSandboxRequest{Config: config})
+			t.Log(attempt, ran, err)
+		})
+	}
+	all.Wait()
+}
+
+// Whatever pods there are can be removed, and their names are free.
+func TestPodsClear(t *testing.T) {
+	k := kube(t)
+	list, err := k.ListPodSandbox(k.ctx, &cri.ListPodSandboxRequest{})
+	for _, pod := range must(t, list, err).Items {
+		k.remove(pod.Id)
+	}
+	ran, err := k.RunPodSandbox(k.ctx, &cri.RunPodSandboxRequest{Config: k.pod()})
+	k.remove(must(t, ran, err).PodSandboxId)
 }

@@ -76,6 +76,10 @@ impl Creations {
         match ended {
             Some(Ok(id)) => {
                 entry.told.store(true, Ordering::SeqCst);
+                // From here on nobody can join: there is nothing left to compare with.
+                if let Some(entry) = self.lock().get_mut(name).filter(|entry| entry.id == id) {
+                    entry.request = Arc::default();
+                }
                 Ok(id)
             }
             Some(Err(error)) => Err(Error::Joined(error)),

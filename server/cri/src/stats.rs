@@ -36,6 +36,11 @@ impl Rates {
         last.insert(id.to_owned(), (now, usage, rate));
         rate
     }
+
+    /// Forgets what is gone.
+    pub(crate) fn forget(&self, id: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
 }
 
 fn some(value: u64) -> Option<wire::UInt64Value> {

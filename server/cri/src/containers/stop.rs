@@ -86,6 +86,7 @@ impl Cri {
         absent(self.engine.snapshots.remove(&self.scope, &snapshotter, id).await)?;
         absent(self.engine.containers.delete(&self.scope, id).await)?;
         self.containers.remove(id);
+        self.rates.forget(id);
         if let Ok(pod) = self.pods.get(&container.pod) {
             self.container_names.free(&container_name(&container.config(), &pod), id);
             self.events.tell(self, Kind::Deleted, id, &pod).await;

@@ -79,6 +79,11 @@ impl Pod {
         self.ready.store(ready, Ordering::SeqCst);
     }
 
+    /// Notes that its namespaces are gone; whether they were there until now.
+    pub(crate) fn end(&self) -> bool {
+        self.ready.swap(false, Ordering::SeqCst)
+    }
+
     /// How its namespaces are chosen.
     pub(crate) fn namespaces(&self) -> wire::NamespaceOption {
         namespaces_of(&self.config())

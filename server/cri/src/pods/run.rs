@@ -194,9 +194,8 @@ impl Cri {
             let Ok(controller) = cri.engine.sandboxes.controller(SANDBOXER) else { return };
             let waiting = controller.wait(&cri.scope, &pod.id);
             if let Some(Ok(_)) = cri.stopping.run_until_cancelled(waiting).await
-                && pod.is_ready()
+                && pod.end()
             {
-                pod.set_ready(false);
                 cri.events.tell(&cri, Kind::Stopped, &pod.id, &pod).await;
             }
         });

@@ -29,10 +29,10 @@ impl Cri {
         operation.stage("disconnecting it");
         self.disconnect(&pod.id).await?;
         operation.stage("ending the sandbox");
-        let was_ready = pod.is_ready();
         let controller = self.engine.sandboxes.controller(SANDBOXER)?;
         absent(controller.stop(&self.scope, &pod.id, None).await)?;
-        pod.set_ready(false);
+        // Who waits for its end may have told of it.
+        let ended_now = pod.end();
         if !pod.facts().ips.is_empty() {
             self.set_pod_facts(pod, |facts| facts.ips.clear()).await?;
         }
@@ -40,7 +40,7 @@ impl Cri {
         tokio::task::spawn_blocking(move || files.unmount_shm())
             .await
             .map_err(|_| Error::Stopped { what: "unmounting a pod's shared memory" })??;
-        if was_ready {
+        if ended_now {
             self.events.tell(self, Kind::Stopped, &pod.id, pod).await;
         }
         Ok(())
@@ -65,6 +65,7 @@ impl Cri {
         let there = self.pods.get(&pod.id).is_ok();
         self.clear_pod(&pod.id).await?;
         self.pods.remove(&pod.id);
+        self.rates.forget(&pod.id);
         let metadata = pod.config().metadata.clone().unwrap_or_default();
         self.pod_names.free(&super::metadata_name(&metadata), &pod.id);
         if there {
