@@ -1,6 +1,7 @@
 //! The shim's binary under a daemon in miniature, with real containers. Needs root and busybox-static.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[allow(dead_code)]
 mod harness;
 
 use std::time::Duration;
