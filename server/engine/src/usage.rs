@@ -264,7 +264,7 @@ impl Sum {
 }
 
 /// Directories of the daemon beside the engine's stores, each one whole.
-const OWN: &[&str] = &["io.containerd.grpc.v1.introspection", "io.containerd.grpc.v1.cri", "mounts", "networks"];
+const OWN: &[&str] = &["io.containerd.grpc.v1.introspection", "cri"];
 
 impl Owners {
     /// What lies at a path below the root directory.
