@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
-use futures::{StreamExt as _, stream};
 use gantry_api::convert::{any_from_wire, any_to_wire, labels_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::containers::v1 as wire;
 use gantry_api::pb::containerd::services::containers::v1::containers_server::Containers;
 use gantry_engine::containers::{Container, Runtime};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::decode::{filter, paths, required};
-use super::{Answers, Reply, Services};
+use super::decode::{paths, required};
+use super::{Answers, Reply, Services, listing};
 use crate::{scope, status};
 
 #[async_trait]
@@ -22,21 +21,14 @@ impl Containers for Services {
         Ok(Response::new(wire::GetContainerResponse { container: Some(to_wire(container)) }))
     }
 
-    async fn list(&self, request: Request<wire::ListContainersRequest>) -> Reply<wire::ListContainersResponse> {
-        let scope = scope::of(&request)?;
-        let filter = filter(&request.get_ref().filters)?;
-        let all = self.engine.containers.list(&scope, &filter).await.map_err(status::of)?;
-        Ok(Response::new(wire::ListContainersResponse { containers: all.into_iter().map(to_wire).collect() }))
+    async fn list(&self, _: Request<wire::ListContainersRequest>) -> Reply<wire::ListContainersResponse> {
+        Err(listing::stands_before())
     }
 
     type ListStreamStream = Answers<wire::ListContainerMessage>;
 
-    async fn list_stream(&self, request: Request<wire::ListContainersRequest>) -> Reply<Self::ListStreamStream> {
-        let scope = scope::of(&request)?;
-        let filter = filter(&request.get_ref().filters)?;
-        let all = self.engine.containers.list(&scope, &filter).await.map_err(status::of)?;
-        let message = |container| Ok(wire::ListContainerMessage { container: Some(to_wire(container)) });
-        Ok(Response::new(stream::iter(all).map(message).boxed()))
+    async fn list_stream(&self, _: Request<wire::ListContainersRequest>) -> Reply<Self::ListStreamStream> {
+        Err(listing::stands_before())
     }
 
     async fn create(&self, request: Request<wire::CreateContainerRequest>) -> Reply<wire::CreateContainerResponse> {

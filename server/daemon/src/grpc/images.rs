@@ -9,8 +9,8 @@ use gantry_engine::images::Image;
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::decode::{digest, filter, paths, required};
-use super::{Reply, Services};
+use super::decode::{digest, paths, required};
+use super::{Reply, Services, listing};
 use crate::{scope, status};
 
 #[async_trait]
@@ -21,11 +21,8 @@ impl Images for Services {
         Ok(Response::new(wire::GetImageResponse { image: Some(to_wire(image)) }))
     }
 
-    async fn list(&self, request: Request<wire::ListImagesRequest>) -> Reply<wire::ListImagesResponse> {
-        let scope = scope::of(&request)?;
-        let filter = filter(&request.get_ref().filters)?;
-        let images = self.engine.images.list(&scope, &filter).await.map_err(status::of)?;
-        Ok(Response::new(wire::ListImagesResponse { images: images.into_iter().map(to_wire).collect() }))
+    async fn list(&self, _: Request<wire::ListImagesRequest>) -> Reply<wire::ListImagesResponse> {
+        Err(listing::stands_before())
     }
 
     async fn create(&self, request: Request<wire::CreateImageRequest>) -> Reply<wire::CreateImageResponse> {

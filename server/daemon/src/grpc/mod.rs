@@ -10,6 +10,7 @@ mod events;
 mod images;
 mod introspection;
 mod leases;
+mod listing;
 mod mounts;
 mod namespaces;
 mod sandboxes;
@@ -23,12 +24,17 @@ mod write;
 use std::sync::Arc;
 
 use gantry_api::pb::containerd::services;
+use gantry_api::pb::containerd::services::containers::v1::containers_server::ContainersServer;
+use gantry_api::pb::containerd::services::images::v1::images_server::ImagesServer;
 use gantry_api::pb::gantry;
 use gantry_engine::Engine;
+use gantry_engine::containers::Container;
+use gantry_engine::images::Image;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Response, Status};
 
+use self::listing::Listings;
 pub(crate) use self::version::API_VERSION;
 use crate::plugins::Besides;
 use crate::streams::Streams;
@@ -68,11 +74,9 @@ impl Services {
         }
         add!(
             "admin": gantry::admin::v1::admin_server::AdminServer,
-            "containers": services::containers::v1::containers_server::ContainersServer,
             "content": services::content::v1::content_server::ContentServer,
             "diff": services::diff::v1::diff_server::DiffServer,
             "events": services::events::v1::events_server::EventsServer,
-            "images": services::images::v1::images_server::ImagesServer,
             "introspection": services::introspection::v1::introspection_server::IntrospectionServer,
             "leases": services::leases::v1::leases_server::LeasesServer,
             "mounts": services::mounts::v1::mounts_server::MountsServer,
@@ -85,6 +89,16 @@ impl Services {
             "transfer": services::transfer::v1::transfer_server::TransferServer,
             "version": services::version::v1::version_server::VersionServer,
         );
+        if has("io.containerd.grpc.v1.containers") {
+            let containers = ContainersServer::new(self.clone()).max_decoding_message_size(recv);
+            let containers = containers.max_encoding_message_size(send);
+            routes.add_service(Listings::<Container, _>::new(self.clone(), containers, recv, send));
+        }
+        if has("io.containerd.grpc.v1.images") {
+            let images = ImagesServer::new(self.clone()).max_decoding_message_size(recv);
+            let images = images.max_encoding_message_size(send);
+            routes.add_service(Listings::<Image, _>::new(self.clone(), images, recv, send));
+        }
     }
 
     /// The result of `wait`, unless the daemon stops before.

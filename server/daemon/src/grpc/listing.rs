@@ -1,0 +1,314 @@
+//! Listings of what may be thousands of records: encoded from the stored records, one after the other, without the
+//! messages in between. Stands before the generated service and answers `List` and `ListStream` in its place.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use futures::{StreamExt as _, stream};
+use gantry_api::convert::time_to_wire;
+use gantry_api::pb::containerd::services::containers::v1::ListContainersRequest;
+use gantry_engine::containers::{AnyView, Container, ContainerView, Damaged};
+use gantry_engine::images::{Image, ImageView};
+use gantry_engine::{Engine, Filter, Listing, Scope, Viewed};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use tonic::body::Body;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
+use tonic::{Request, Response, Status};
+
+use super::decode::filter;
+use super::{Answers, Services};
+use crate::scope;
+
+/// Records that are encoded before others have their turn.
+const TURN: usize = 256;
+
+/// Bytes that are handed to the connection at once.
+const BUFFER: usize = 32 << 10;
+
+/// The field of a record, in answers to `List` and in messages of `ListStream` alike.
+const RECORD: u32 = 1;
+
+/// A kind of record with long listings.
+pub(crate) trait Listed: Viewed + Send + Sync + Sized + 'static {
+    /// The selected records.
+    fn listing(engine: &Engine, scope: &Scope, filter: Filter) -> Listing<Self>;
+
+    /// Appends the fields of a record's message.
+    fn encode(view: &Self::View<'_>, out: &mut Vec<u8>) -> Result<(), Damaged>;
+}
+
+/// A generated service, and the listings in front of it.
+#[derive(Clone)]
+pub(crate) struct Listings<R, S> {
+    services: Services,
+    behind: S,
+    max_receive: usize,
+    max_send: usize,
+    kind: PhantomData<fn() -> R>,
+}
+
+impl<R, S> Listings<R, S> {
+    /// Clients may send messages of `max_receive` bytes, and get such of `max_send`.
+    pub(crate) fn new(services: Services, behind: S, max_receive: usize, max_send: usize) -> Listings<R, S> {
+        Listings { services, behind, max_receive, max_send, kind: PhantomData }
+    }
+}
+
+impl<R, S: NamedService> NamedService for Listings<R, S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<R, S> Service<http::Request<Body>> for Listings<R, S>
+where
+    R: Listed,
+    S: NamedService
+        + Service<
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error = Infallible,
+            Future = BoxFuture<http::Response<Body>, Infallible>,
+        >,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<http::Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.behind.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = Method::<R>(self.services.clone(), PhantomData);
+        let mut grpc = Grpc::new(Stored).apply_max_message_size_config(Some(self.max_receive), Some(self.max_send));
+        match request.uri().path().rsplit('/').next() {
+            Some("List") => Box::pin(async move { Ok(grpc.unary(method, request).await) }),
+            Some("ListStream") => Box::pin(async move { Ok(grpc.server_streaming(method, request).await) }),
+            _ => self.behind.call(request),
+        }
+    }
+}
+
+/// The generated methods are never reached: [`Listings`] answers in their place.
+pub(crate) fn stands_before() -> Status {
+    Status::internal("a listing has gone past who answers it")
+}
+
+/// Requests for listings have one form: filters in field 1.
+type ListRequest = ListContainersRequest;
+
+struct Method<R>(Services, PhantomData<fn() -> R>);
+
+impl<R: Listed> Method<R> {
+    fn listing(&self, request: &Request<ListRequest>) -> Result<Listing<R>, Status> {
+        let scope = scope::of(request)?;
+        let filter = filter(&request.get_ref().filters)?;
+        Ok(R::listing(&self.0.engine, &scope, filter))
+    }
+}
+
+impl<R: Listed> UnaryService<ListRequest> for Method<R> {
+    type Response = Vec<u8>;
+    type Future = BoxFuture<Response<Vec<u8>>, Status>;
+
+    fn call(&mut self, request: Request<ListRequest>) -> Self::Future {
+        let listing = self.listing(&request);
+        Box::pin(async move {
+            let (mut listing, mut out) = (listing?, Vec::new());
+            while (0..TURN).all(|_| append(&mut listing, &mut out)) {
+                tokio::task::yield_now().await;
+            }
+            Ok(Response::new(out))
+        })
+    }
+}
+
+impl<R: Listed> ServerStreamingService<ListRequest> for Method<R> {
+    type Response = Vec<u8>;
+    type ResponseStream = Answers<Vec<u8>>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, request: Request<ListRequest>) -> Self::Future {
+        let listing = self.listing(&request);
+        Box::pin(async move {
+            let mut listing = listing?;
+            let mut size = 0;
+            let messages = std::iter::from_fn(move || {
+                let mut message = Vec::with_capacity(size);
+                let there = append(&mut listing, &mut message);
+                // The next one will be about as long.
+                size = message.len() + 64;
+                there.then_some(Ok(message))
+            });
+            Ok(Response::new(stream::iter(messages).boxed()))
+        })
+    }
+}
+
+/// Appends the next record that is not damaged; false where there is none.
+fn append<R: Listed>(listing: &mut Listing<R>, out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    while let Some(encoded) = listing.see(|view| nested(out, RECORD, |out| R::encode(&view, out))) {
+        match encoded {
+            Ok(()) => return true,
+            Err(error) => {
+                tracing::warn!(%error, "record skipped");
+                out.truncate(start);
+            }
+        }
+    }
+    false
+}
+
+impl Listed for Container {
+    fn listing(engine: &Engine, scope: &Scope, filter: Filter) -> Listing<Container> {
+        engine.containers.listing(scope, filter)
+    }
+
+    fn encode(container: &ContainerView<'_>, out: &mut Vec<u8>) -> Result<(), Damaged> {
+        let ((runtime, options), (snapshotter, snapshot_key)) = (container.runtime(), container.snapshot());
+        let [created, updated] = container.times();
+        text(out, 1, container.id);
+        texts(out, 2, container.labels());
+        text(out, 3, container.image());
+        nested(out, 4, |out| {
+            text(out, 1, runtime);
+            options.map_or(Ok(()), |options| any(out, 2, options))
+        })?;
+        container.spec().map_or(Ok(()), |spec| any(out, 5, spec))?;
+        text(out, 6, snapshotter);
+        text(out, 7, snapshot_key);
+        time(out, 8, created);
+        time(out, 9, updated);
+        for (name, extension) in container.extensions() {
+            nested(out, 10, |out| {
+                text(out, 1, name);
+                any(out, 2, extension)
+            })?;
+        }
+        text(out, 11, container.sandbox_id());
+        Ok(())
+    }
+}
+
+impl Listed for Image {
+    fn listing(engine: &Engine, scope: &Scope, filter: Filter) -> Listing<Image> {
+        engine.images.listing(scope, filter)
+    }
+
+    fn encode(image: &ImageView<'_>, out: &mut Vec<u8>) -> Result<(), Damaged> {
+        let [created, updated] = image.times();
+        text(out, 1, image.name);
+        texts(out, 2, image.labels());
+        nested(out, 3, |out| {
+            let target = image.target();
+            text(out, 1, target.media_type);
+            text(out, 2, target.digest);
+            prost::encoding::int64::encode(3, &i64::try_from(target.size).unwrap_or(i64::MAX), out);
+            texts(out, 5, &target.annotations);
+            Ok(())
+        })?;
+        time(out, 7, created);
+        time(out, 8, updated);
+        Ok(())
+    }
+}
+
+/// A field of text; one that is empty is left out.
+fn text(out: &mut Vec<u8>, tag: u32, text: &str) {
+    if !text.is_empty() {
+        bytes(out, tag, text.as_bytes());
+    }
+}
+
+fn bytes(out: &mut Vec<u8>, tag: u32, bytes: &[u8]) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+/// A map of texts.
+fn texts(out: &mut Vec<u8>, tag: u32, texts: &[(&str, &str)]) {
+    for (key, value) in texts {
+        let entry = |text: &str| 1 + prost::length_delimiter_len(text.len()) + text.len();
+        encode_key(tag, WireType::LengthDelimited, out);
+        encode_varint((entry(key) + entry(value)) as u64, out);
+        bytes(out, 1, key.as_bytes());
+        bytes(out, 2, value.as_bytes());
+    }
+}
+
+fn any(out: &mut Vec<u8>, tag: u32, any: &AnyView<'_>) -> Result<(), Damaged> {
+    let value = any.value()?;
+    nested(out, tag, |out| {
+        text(out, 1, any.type_url);
+        if !value.is_empty() {
+            bytes(out, 2, &value);
+        }
+        Ok(())
+    })
+}
+
+fn time(out: &mut Vec<u8>, tag: u32, time: SystemTime) {
+    prost::encoding::message::encode(tag, &time_to_wire(time), out);
+}
+
+/// A field with a message: its length is put before it when it is known.
+fn nested(out: &mut Vec<u8>, tag: u32, fill: impl FnOnce(&mut Vec<u8>) -> Result<(), Damaged>) -> Result<(), Damaged> {
+    encode_key(tag, WireType::LengthDelimited, out);
+    let start = out.len();
+    fill(out)?;
+    let length = out.len() - start;
+    let room = prost::length_delimiter_len(length);
+    out.resize(out.len() + room, 0);
+    out.copy_within(start..start + length, start + room);
+    encode_varint(length as u64, &mut &mut out[start..start + room]);
+    Ok(())
+}
+
+/// Messages that are encoded already.
+struct Stored;
+
+impl Codec for Stored {
+    type Encode = Vec<u8>;
+    type Decode = ListRequest;
+    type Encoder = Stored;
+    type Decoder = Stored;
+
+    fn encoder(&mut self) -> Stored {
+        Stored
+    }
+
+    fn decoder(&mut self) -> Stored {
+        Stored
+    }
+}
+
+impl Encoder for Stored {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Vec<u8>, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        use bytes::BufMut as _;
+        out.reserve(message.len());
+        out.put_slice(&message);
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, BUFFER)
+    }
+}
+
+impl Decoder for Stored {
+    type Item = ListRequest;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<ListRequest>, Status> {
+        ListRequest::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
