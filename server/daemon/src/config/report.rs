@@ -31,6 +31,7 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
+            0 if self.file.as_os_str().is_empty() => f.write_str("the defaults"),
             0 => write!(f, "{}", self.file.display()),
             line => write!(f, "{}:{line}", self.file.display()),
         }
