@@ -165,7 +165,9 @@ fn shared_layers(pulls: &Pulls) -> Pairs {
     let first = pulls.image("first", &layers[..8], Packing::Gzip);
     let second = pulls.image("second", &[&layers[..7], &layers[8..]].concat(), Packing::Gzip);
     let daemons = [&pulls.theirs, &pulls.ours];
-    daemons.iter().for_each(|daemon| drop(pull(daemon, &first, &[])));
+    for daemon in daemons {
+        pull(daemon, &first, &[]);
+    }
     let pairs = rounds(&second, &pulls.theirs, &pulls.ours, (&[], &[]));
     daemons.iter().for_each(|daemon| remove(daemon, &first));
     pairs

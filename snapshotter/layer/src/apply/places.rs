@@ -150,8 +150,7 @@ impl Places {
 
     /// A directory that no entry has described, if there still is one.
     pub(super) fn undescribed(&self) -> Option<Box<[u8]>> {
-        let there = |path: &&Box<[u8]>| self.root.handle(path).is_ok();
-        self.undescribed.iter().find(there).cloned()
+        self.undescribed.iter().find(|path| self.root.handle(path).is_ok()).cloned()
     }
 
     /// Makes the overlay's upper directory at `path` hide what lower layers have there.
