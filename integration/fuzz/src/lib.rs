@@ -97,7 +97,8 @@ pub fn ttrpc(bytes: &[u8]) {
     while let Some(decoded) = decoder.feed(&mut rest) {
         if let Decoded::Frame(frame) = &decoded {
             let mut again = Vec::new();
-            encode(frame.stream, frame.kind, frame.flags, &frame.payload, &mut again).expect("a frame that was read fits");
+            encode(frame.stream, frame.kind, frame.flags, &frame.payload, &mut again)
+                .expect("a frame that was read fits");
             let mut input = again.as_slice();
             let read = Decoder::new().feed(&mut input);
             assert!(matches!(&read, Some(Decoded::Frame(same)) if same == frame), "{read:?}");

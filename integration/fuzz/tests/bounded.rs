@@ -25,8 +25,29 @@ impl Random {
 
 /// Bytes that mean something to one of the readers.
 const TELLING: &[&[u8]] = &[
-    b"\0", b"\xff\xff\xff\xff", b"..", b"/", b"\"", b"\\", b"\n", b"[", b"{", b"=", b"~=", b",", b":", b"@sha256:", b"%2e",
-    b"-1", b"18446744073709551616", b"\xf0\x9f\x92\xa9", b"ustar\x0000", b"[[", b"'''", b"null", b"1e999",
+    b"\0",
+    b"\xff\xff\xff\xff",
+    b"..",
+    b"/",
+    b"\"",
+    b"\\",
+    b"\n",
+    b"[",
+    b"{",
+    b"=",
+    b"~=",
+    b",",
+    b":",
+    b"@sha256:",
+    b"%2e",
+    b"-1",
+    b"18446744073709551616",
+    b"\xf0\x9f\x92\xa9",
+    b"ustar\x0000",
+    b"[[",
+    b"'''",
+    b"null",
+    b"1e999",
 ];
 
 fn changed(seed: &[u8], others: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
@@ -66,7 +87,8 @@ fn changed(seed: &[u8], others: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 fn seeds(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(name);
-    let mut files: Vec<_> = std::fs::read_dir(&folder).expect("each target has seeds").flatten().map(|e| e.path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(&folder).expect("each target has seeds").flatten().map(|e| e.path()).collect();
     files.sort();
     files.iter().map(|path| std::fs::read(path).expect("a seed")).collect()
 }

@@ -29,7 +29,8 @@ async fn fill(db: &Db, namespace: &Id, records: usize) {
     let blobs = (0..records).map(|number| {
         let (db, namespace) = (db.clone(), namespace.clone());
         tokio::spawn(async move {
-            let labels = if number % 2 == 0 { vec![("containerd.io/gc.root".to_owned(), "x".to_owned())] } else { vec![] };
+            let labels =
+                if number % 2 == 0 { vec![("containerd.io/gc.root".to_owned(), "x".to_owned())] } else { vec![] };
             let labels: Labels = labels.into_iter().collect();
             db.blobs(&namespace).create(Digest::of(&number.to_le_bytes()), 1, labels, None, None).await.unwrap();
         })

@@ -540,7 +540,9 @@ async fn writers_have_their_turn_between_the_slices_of_a_collection() {
     for number in 0..3000_u32 {
         let digest = Digest::of(&number.to_le_bytes());
         let blobs = s.db.blobs(&s.ns);
-        if number % 100 == 99 { drop(blobs.create(digest, 1, Labels::new(), None, None).await.unwrap()) } else {
+        if number % 100 == 99 {
+            drop(blobs.create(digest, 1, Labels::new(), None, None).await.unwrap())
+        } else {
             let (db, ns) = (s.db.clone(), s.ns.clone());
             tokio::spawn(async move { db.blobs(&ns).create(digest, 1, Labels::new(), None, None).await });
         }
