@@ -169,7 +169,7 @@ mod tests {
             let number = number(signal.as_str_name().trim_start_matches("SIGNAL_"));
             assert!(number.is_some(), "{}", signal.as_str_name());
         }
-        assert_eq!(wire_signal(15), wire::Signal::SignalSigterm);
-        assert_eq!(wire_signal(10), wire::Signal::SignalSigusr1);
+        assert_eq!(wire_signal(15), wire::Signal::Sigterm);
+        assert_eq!(wire_signal(10), wire::Signal::Sigusr1);
     }
 }

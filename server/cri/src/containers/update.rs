@@ -43,7 +43,7 @@ impl Cri {
             serde_json::to_vec(&limits.to_resources()).map_err(|error| Error::State(format!("resources: {error}")))?;
         let any = Any { type_url: RESOURCES_TYPE.into(), value };
         let updated = self.engine.tasks.update(&self.scope, &container.id, Some(any), annotations).await;
-        Ok(updated.map_err(Error::at("failed to update resources"))?)
+        updated.map_err(Error::at("failed to update resources"))
     }
 
     async fn record_limits(

@@ -52,7 +52,7 @@ impl Cri {
             Some(path) => base_spec(path)?,
             None => SpecBuilder::new(&self.scope.namespace, plan.id)?.without_rlimits(),
         };
-        let mut builder = process(base, plan, &security)?;
+        let mut builder = process(base, plan)?;
         builder = namespaces(builder, plan, &security)?;
         builder = self.system_mounts(builder, plan, &security)?;
         builder = mounts::add(builder, &plan.config.mounts, plan.volumes, plan.users.as_deref())?;
@@ -212,11 +212,7 @@ fn base_spec(path: &Path) -> Result<SpecBuilder> {
     Ok(SpecBuilder::from_spec(spec.map_err(|error| Error::State(format!("{}: {error}", path.display())))?))
 }
 
-fn process(
-    mut builder: SpecBuilder,
-    plan: &Plan<'_>,
-    _security: &wire::LinuxContainerSecurityContext,
-) -> Result<SpecBuilder> {
+fn process(mut builder: SpecBuilder, plan: &Plan<'_>) -> Result<SpecBuilder> {
     let config = plan.config;
     let image = plan.image.config().clone().unwrap_or_default();
     builder = builder.image(&image, &config.args);
