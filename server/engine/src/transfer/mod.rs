@@ -344,7 +344,7 @@ fn or_default(t: &Transfer, unpack: &Unpack) -> String {
         Ok(platform) => platform.preference(&unpack.platform).is_some(),
         Err(_) => false,
     };
-    let known = |of: &&UnpackPlatform| t.snapshots.names().iter().any(|name| *name == of.snapshotter);
+    let known = |of: &&UnpackPlatform| t.snapshots.names().contains(&of.snapshotter);
     let chosen = t.core.config.unpack_platforms.iter().filter(known).find(wished);
     match chosen {
         _ if !unpack.snapshotter.is_empty() => unpack.snapshotter.clone(),
