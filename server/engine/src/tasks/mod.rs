@@ -20,8 +20,8 @@ use gantry_ttrpc::pb::containerd::v1::types::Status as WireStatus;
 use gantry_types::{Any, Descriptor, ErrorKind, Fields, Filter, HasKind, Id, Mount, Scope};
 
 use crate::core::Core;
-use crate::sandboxes::SandboxShims;
 use crate::mounts::Mounts;
+use crate::sandboxes::SandboxShims;
 use crate::snapshots::Snapshots;
 use crate::{Error, Result};
 
@@ -172,7 +172,14 @@ pub struct Metric {
 
 impl Tasks {
     pub(crate) fn new(core: &Arc<Core>, shims: Shims, snapshots: Snapshots) -> Tasks {
-        Tasks { core: Arc::clone(core), shims, snapshots, table: Table::default(), sandboxes: SandboxShims::default(), exits: Exits::new(core) }
+        Tasks {
+            core: Arc::clone(core),
+            shims,
+            snapshots,
+            table: Table::default(),
+            sandboxes: SandboxShims::default(),
+            exits: Exits::new(core),
+        }
     }
 
     /// Starts the task, or with an exec id that process; gives the process id.
