@@ -39,11 +39,11 @@ pub mod transfer;
 pub mod usage;
 mod verify;
 
+pub use crate::core::Listing;
 pub use config::{
     Config, ErofsSettings, GcConfig, ImageVerifier, OverlaySettings, ProxyKind, ProxyPlugin, SnapshotterConfigs,
     StreamProcessor, UnpackLimits, UnpackPlatform,
 };
-pub use crate::core::Listing;
 pub use engine::{Engine, OpenReport, Repair};
 pub use error::{Error, Result};
 pub use gantry_metadata::Viewed;
