@@ -240,6 +240,13 @@ func (k *kubelet) remove(pod string) {
 		_, err = k.RemovePodSandbox(k.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod})
 		must(k, pod, err)
 	}
+	// The pods' parent is a kubelet's to remove; only an empty one can be.
+	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		parents, _ := filepath.Glob(hierarchy + k.pod().Linux.CgroupParent)
+		for _, parent := range parents {
+			os.Remove(parent)
+		}
+	}
 }
 
 // Bad requests are refused by the name of the field.
