@@ -6,7 +6,7 @@
 //!
 //! A section is a file: what its rows need ([`Pair`] for those that run containers), and a list of [`Row`]s.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::expect_used)]
 
 mod api;
 mod memory;

@@ -150,6 +150,7 @@ fn all_that_containerd_prints_of_its_configuration_is_accepted() {
     let lab = Lab::new();
     let old = file(&lab, "config.toml", VERSION_2);
     file(&lab, "drop-ins/10.toml", DROP_IN);
+    let section = regex::Regex::new(r"(?m)^\[gantry[^\[]*").expect("a pattern");
     for command in ["default", "dump", "migrate"] {
         let printed = file(&lab, &format!("{command}.toml"), theirs(&old, command).ok());
         let checked = ours(&printed, "check");
@@ -158,7 +159,6 @@ fn all_that_containerd_prints_of_its_configuration_is_accepted() {
         let dumped = file(&lab, "dumped.toml", ours(&printed, "dump").ok());
         assert_eq!(ours(&dumped, "dump").ok(), ours(&printed, "dump").ok(), "{command}: reads back");
         // And what we print, containerd reads, but for our own section.
-        let section = regex::Regex::new(r"(?m)^\[gantry[^\[]*").expect("a pattern");
         let without = section.replace_all(ours(&dumped, "dump").ok(), "").into_owned();
         let read = theirs(&file(&lab, "ours.toml", &without), "dump");
         assert!(read.code == 0, "{command}: {read}");

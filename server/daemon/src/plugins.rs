@@ -87,7 +87,7 @@ const SPARE: &[&str] = &[
 /// Whether a part (`TYPE.ID`) is missed by nothing else here, so that it can be left out.
 pub(crate) fn is_spare(part: &str) -> bool {
     let of_type = |kind: &&str| part.strip_prefix(*kind).is_some_and(|id| id.starts_with('.'));
-    SPARE.contains(&part) || SPARE_TYPES.iter().any(|kind| of_type(&kind))
+    SPARE.contains(&part) || SPARE_TYPES.iter().any(of_type)
 }
 
 /// What the daemon has besides the engine.

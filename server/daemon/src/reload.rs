@@ -10,12 +10,15 @@ use crate::config::{Changes, Config, Mistake, Notice};
 use crate::listen::Certificates;
 use crate::tls;
 
+/// Reads the configuration again, with what is to be said of it; or all its mistakes.
+pub type Read = dyn Fn() -> Result<(Config, Vec<Notice>), Vec<Mistake>> + Send;
+
 /// What the program that runs the daemon gives it for this.
 pub struct Control {
     /// Gives something each time the configuration is to be read again.
     pub asked: mpsc::Receiver<()>,
     /// Reads it again, and looks at the disk.
-    pub read: Box<dyn Fn() -> Result<(Config, Vec<Notice>), Vec<Mistake>> + Send>,
+    pub read: Box<Read>,
     /// Changes what is logged.
     pub set_level: Box<dyn Fn(LevelFilter) + Send>,
 }

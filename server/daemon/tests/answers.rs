@@ -35,9 +35,8 @@ impl Daemon {
     async fn start() -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let address = folder.path().join("gantry.sock");
-        let mut config = Config::default();
-        config.root = folder.path().join("root");
-        config.state = folder.path().join("state");
+        let (root, state) = (folder.path().join("root"), folder.path().join("state"));
+        let mut config = Config { root, state, ..Config::default() };
         config.grpc.address.clone_from(&address);
         let (ready, told) = tokio::sync::oneshot::channel();
         let stopping = CancellationToken::new();

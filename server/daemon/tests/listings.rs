@@ -34,7 +34,7 @@ fn container(n: usize) -> containers::Container {
             name: "io.containerd.runc.v2".into(),
             options: full.then(|| any("options".repeat(n + 1))),
         }),
-        spec: (n % 5 > 0).then(|| any(format!("{{\"process\": {n}}}").repeat(n * 10))),
+        spec: (!n.is_multiple_of(5)).then(|| any(format!("{{\"process\": {n}}}").repeat(n * 10))),
         snapshotter: if full { "overlayfs".into() } else { String::new() },
         snapshot_key: if full { format!("key{n}") } else { String::new() },
         extensions: (0..n % 3).map(|k| (format!("extension {k}"), any("e".repeat(k * 300)))).collect(),
@@ -104,7 +104,8 @@ async fn what_a_listing_tells_of_a_record_is_what_get_tells() {
     let folder = tempfile::tempdir().unwrap();
     let address = folder.path().join("gantry.sock");
     let (root, state) = (folder.path().join("root"), folder.path().join("state"));
-    let config = Config { root, state, address: address.clone(), ..Config::default() };
+    let mut config = Config { root, state, ..Config::default() };
+    config.grpc.address.clone_from(&address);
     let (ready, told) = tokio::sync::oneshot::channel();
     let stopping = CancellationToken::new();
     let serving = tokio::spawn(app::run(config, Control::none(), stopping.clone(), move || {

@@ -1,7 +1,7 @@
 //! From values to typed settings and back: each type says what it takes, and how it is written.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::report::{Report, nearest};
@@ -171,7 +171,7 @@ scalar! {
     String: text, |text| Some(Value::Text(text.clone()));
     bool: flag, |set| Some(Value::Bool(*set));
     PathBuf: path, |path| Some(path_text(path));
-    Option<PathBuf>: |v| if is_unset(v) { Ok(None) } else { path(v).map(Some) }, |path| path.as_ref().map(path_text);
+    Option<PathBuf>: |v| if is_unset(v) { Ok(None) } else { path(v).map(Some) }, |path| path.as_ref().map(|path| path_text(path));
     Duration: duration, |duration| Some(Value::Text(write_duration(*duration)));
     Option<Duration>: |v| if is_unset(v) { Ok(None) } else { duration(v).map(Some) },
         |duration| duration.map(|duration| Value::Text(write_duration(duration)));
@@ -181,7 +181,7 @@ scalar! {
     i64: number, |n| Some(Value::Integer(*n));
     f64: float, |n| Some(Value::Float(*n));
     Vec<String>: |v| list(v, text, "a list of texts"), |texts| Some(write_list(texts, |text| Value::Text(text.clone())));
-    Vec<PathBuf>: |v| list(v, path, "a list of absolute paths"), |paths| Some(write_list(paths, path_text));
+    Vec<PathBuf>: |v| list(v, path, "a list of absolute paths"), |paths| Some(write_list(paths, |path| path_text(path)));
 }
 
 fn is_unset(value: &Value) -> bool {
@@ -206,7 +206,7 @@ fn path(value: &Value) -> Result<PathBuf, &'static str> {
     text(value).ok().map(PathBuf::from).filter(|path| path.is_absolute()).ok_or("an absolute path")
 }
 
-fn path_text(path: &PathBuf) -> Value {
+fn path_text(path: &Path) -> Value {
     Value::Text(path.to_string_lossy().into_owned())
 }
 

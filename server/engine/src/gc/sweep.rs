@@ -26,7 +26,9 @@ impl Gc {
             operation.stage(format!("removing {} records", plan.removals().len()));
             let (rest, found) = core.db.remove_next(plan, SLICE).await?;
             plan = rest;
-            found.removed.iter().for_each(|removal| gone(removal));
+            for removal in &found.removed {
+                gone(removal);
+            }
             collected.records += found.removed.len() as u64;
             collected.blobs += delete_blobs(core, &found.digests).await;
             collected.snapshots += remove_snapshots(core, &found.snapshots).await;

@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn an_ended_task_is_started_as_its_policy_says() {
-        let cases: &[(&[(&str, &str)], u32, Change)] = &[
+        type Case = (&'static [(&'static str, &'static str)], u32, Change);
+        let cases: &[Case] = &[
             (&[("status", "running")], 0, Change::Start),
             (&[("status", "running"), ("policy", "always")], 1, Change::Start),
             (&[("status", "running"), ("policy", "unless-stopped")], 0, Change::Start),
