@@ -102,6 +102,10 @@ pub fn config(dir: &Path) -> Config {
     config.registry.max_retry_after = std::time::Duration::from_secs(1);
     config.executable = std::env::current_exe().unwrap();
     config.search = vec![target_dir()];
+    // containerd's own shim looks for runc there.
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../integration/tools/bin");
+    let path = std::env::var("PATH").unwrap_or_default();
+    config.shim_environment.push(("PATH".into(), format!("{tools}:{path}")));
     config.restore_timeout = std::time::Duration::from_secs(1);
     config.gc.schedule_delay = std::time::Duration::from_millis(10);
     config
