@@ -613,10 +613,6 @@ impl Spec {
             }
             Err(error) => return Err(error),
         };
-        // Nothing that a pod without a program asks for depends on the version.
-        if spec.oci_version.is_empty() && !spec.has_program() {
-            spec.oci_version = "1.0.0".to_owned();
-        }
         if spec.namespace(NamespaceKind::Mount).is_none() {
             spec.linux.namespaces.push(Namespace { kind: "mount".to_owned(), path: PathBuf::new() });
         }
@@ -635,6 +631,7 @@ impl Spec {
 
     /// Checks what can be checked without touching the system.
     pub fn validate(&self) -> Result<()> {
+        self.check_version()?;
         let root = self.root.as_ref().ok_or(Error::invalid("root", "is missing"))?;
         if root.path.as_os_str().is_empty() {
             return Err(Error::invalid("root.path", "is empty"));
@@ -665,9 +662,10 @@ impl Spec {
         self.namespace(kind).is_some_and(|ns| ns.path.as_os_str().is_empty())
     }
 
+    /// No version is any version, as runc has it.
     fn check_version(&self) -> Result<()> {
         match self.oci_version.split('.').next() {
-            Some("1") => Ok(()),
+            Some("1" | "") => Ok(()),
             _ => Err(Error::invalid("ociVersion", format!("{:?} is not a supported version (1.x)", self.oci_version))),
         }
     }
