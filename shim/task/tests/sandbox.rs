@@ -7,6 +7,7 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use gantry_ttrpc::pb::containerd::runtime::sandbox::v1 as pb;
 use gantry_ttrpc::pb::containerd::types::Mount;
@@ -114,6 +115,13 @@ async fn containers_with_shims_of_their_own_share_its_namespaces() {
     assert_ne!(container.shim_pid().await, sandbox.shim_pid().await);
     for name in ["net", "ipc", "uts", "pid"] {
         assert_eq!(namespace(child, name), namespace(pid, name), "{name}");
+    }
+    // Its shell has told what it saw once it has become the other program.
+    for _ in 0..200 {
+        if fs::read(format!("/proc/{child}/cmdline")).unwrap().starts_with(b"sleep") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     stop(&sandbox).await;
     assert_eq!(container.wait("").await, 137, "who shares its pid namespace ends with it");
