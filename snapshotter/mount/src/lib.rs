@@ -14,6 +14,7 @@ pub mod mountinfo;
 mod options;
 mod overlay;
 pub mod priority;
+pub mod quota;
 mod superblock;
 pub mod sys;
 mod unmount;

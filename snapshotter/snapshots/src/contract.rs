@@ -164,7 +164,8 @@ pub trait Snapshotter: Send + Sync + 'static {
     async fn sync(&self, name: &str) -> Result<(), Error>;
 
     /// containerd's capability words that hold here: `rebase` (see [`commit`](Snapshotter::commit)), `remap-ids`
-    /// (mounts carry `uidmap=`/`gidmap=` for snapshots with the mapping labels).
+    /// (mounts carry `uidmap=`/`gidmap=` for snapshots with the mapping labels); and ours, `quota` (a limit by
+    /// [`MAX_SIZE_LABEL`] is held to).
     fn capabilities(&self) -> &[&'static str] {
         &[]
     }

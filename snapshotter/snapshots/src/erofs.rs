@@ -21,14 +21,14 @@ use gantry_mount::Tree;
 use gantry_types::{Filter, Labels, Mount};
 use rustix::fs::{Gid, IFlags, Uid};
 
-use crate::contract::{Info, Kind, MAX_SIZE_LABEL, Snapshotter, Usage};
+use crate::contract::{Info, Kind, Snapshotter, Usage};
 use crate::error::Error;
 use crate::graph::{Chain, Id};
 use crate::mapping::Mapping;
 use crate::overlay::make_dir;
 use crate::probe;
 use crate::store::{Commit, Store, blocking};
-use crate::{copy, tree};
+use crate::{copy, quota, tree};
 
 /// The file that holds a layer, in the directory of its snapshot.
 pub const LAYER: &str = "layer.erofs";
@@ -45,7 +45,7 @@ pub struct Config {
     /// Layers are made immutable (chattr(1), `i`), so that nobody removes or changes them by mistake.
     pub immutable: bool,
     /// Bytes of the file system that an active snapshot is written to; 0: it is written to a directory, without limit.
-    /// The label [`MAX_SIZE_LABEL`] of a snapshot goes before it where this is not 0.
+    /// The label [`MAX_SIZE_LABEL`](crate::MAX_SIZE_LABEL) of a snapshot goes before it where this is not 0.
     pub default_size: u64,
 }
 
@@ -256,8 +256,7 @@ impl Inner {
 
     /// The file system in a file, which the mount manager makes where there is none.
     fn file_system(&self, chain: &Chain, mode: &str) -> Mount {
-        let wanted = chain.node.labels.get(MAX_SIZE_LABEL).and_then(|size| size.parse::<u64>().ok());
-        let size = wanted.filter(|size| (1..=i64::MAX as u64).contains(size)).unwrap_or(self.config.default_size);
+        let size = quota::wanted(&chain.node.labels).unwrap_or(self.config.default_size);
         let options = vec![
             "X-containerd.mkfs.fs=ext4".to_owned(),
             format!("X-containerd.mkfs.size={size}"),

@@ -20,6 +20,7 @@ mod mapping;
 mod native;
 mod overlay;
 mod probe;
+mod quota;
 mod records;
 mod store;
 #[cfg(feature = "suite")]

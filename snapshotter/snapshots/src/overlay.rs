@@ -3,6 +3,7 @@
 //! `snapshots/N/fs` holds the changes of snapshot N, `snapshots/N/work` is the kernel's scratch space beside it. A view of a
 //! parent has no directory.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::graph::{Chain, Id};
 use crate::mapping::Mapping;
 use crate::probe::{self, Features};
+use crate::quota::{self, Quotas};
 use crate::store::{Store, blocking};
 use crate::tree;
 
@@ -43,6 +45,8 @@ struct Inner {
     features: Features,
     /// The configured options, and those that this kernel needs.
     options: Vec<String>,
+    /// Where the file system below can hold a snapshot to a size.
+    quotas: Option<Quotas>,
 }
 
 impl Overlay {
@@ -52,12 +56,13 @@ impl Overlay {
     /// # Errors
     /// [`Error::Unusable`] when overlays cannot lie there, or another process has it open; [`Error::Io`].
     pub fn open(root: &Path, config: Config) -> Result<Overlay, Error> {
-        let store = Store::open(root, "overlay 1", has_directory)?;
+        let store = Store::open_emptying(root, "overlay 1", has_directory, quota::release)?;
         check_path(store.root())?;
         let features = probe::probe(store.root())?;
-        tracing::debug!(root = ?store.root(), ?features, "overlay snapshots");
+        let quotas = Quotas::open(store.root());
+        tracing::debug!(root = ?store.root(), ?features, quotas = quotas.is_some(), "overlay snapshots");
         let options = options(&config, features);
-        Ok(Overlay { inner: Arc::new(Inner { store, config, features, options }) })
+        Ok(Overlay { inner: Arc::new(Inner { store, config, features, options, quotas }) })
     }
 
     /// What the kernel offers there.
@@ -112,6 +117,10 @@ impl Inner {
         }
         let upper = self.upper(chain.id);
         make_dir(&self.store.dir(chain.id), 0o700)?;
+        let limit = quota::wanted(&chain.node.labels).filter(|_| chain.node.kind == Kind::Active);
+        if let (Some(quotas), Some(bytes)) = (&self.quotas, limit) {
+            quotas.limit(&self.store.dir(chain.id), chain.id, bytes)?;
+        }
         make_dir(&upper, 0o755)?;
         if let Some(parent) = chain.parents.first() {
             self.like_parent(&upper, *parent, mapping)?;
@@ -161,6 +170,15 @@ impl Inner {
         self.store.dir(id).join("work")
     }
 
+    /// What the snapshot takes, without a walk where the file system counts for us.
+    fn usage(&self, id: Id) -> io::Result<Usage> {
+        let counted = match &self.quotas {
+            Some(quotas) => quotas.usage(&self.store.dir(id), &self.work(id))?,
+            None => None,
+        };
+        counted.map_or_else(|| tree::usage(&self.upper(id)), Ok)
+    }
+
     fn labelled(&self, id: Id, mut info: Info) -> Info {
         if self.config.upperdir_label {
             info.labels.insert(UPPERDIR_LABEL.into(), self.upper(id).display().to_string());
@@ -197,6 +215,9 @@ impl Snapshotter for Overlay {
             }
             let id = inner.store.chain(&info.name)?.id;
             let info = inner.store.update(&info, &fieldpaths)?;
+            if let (Some(quotas), Kind::Active) = (&inner.quotas, info.kind) {
+                quotas.change(&inner.store.dir(id), quota::wanted(&info.labels))?;
+            }
             Ok(inner.labelled(id, info))
         })
         .await
@@ -204,7 +225,7 @@ impl Snapshotter for Overlay {
 
     async fn usage(&self, key: &str) -> Result<Usage, Error> {
         let (inner, key) = (Arc::clone(&self.inner), key.to_owned());
-        blocking("usage", move || inner.store.usage(&key, |id| tree::usage(&inner.upper(id)))).await
+        blocking("usage", move || inner.store.usage(&key, |id| inner.usage(id))).await
     }
 
     async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
@@ -228,6 +249,9 @@ impl Snapshotter for Overlay {
                 if let Some(parent) = commit.new_parent {
                     inner.like_parent(&upper, parent, None)?;
                 }
+                // What is committed does not grow any more.
+                let dir = inner.store.dir(commit.id);
+                quota::release(&dir).map_err(Error::io("release the limit of", &dir))?;
                 commit.measure(&upper, inner.config.sync_commit)
             })
         })
@@ -260,7 +284,12 @@ impl Snapshotter for Overlay {
     }
 
     fn capabilities(&self) -> &'static [&'static str] {
-        if self.inner.features.id_maps { &["rebase", "remap-ids"] } else { &["rebase"] }
+        match (self.inner.features.id_maps, self.inner.quotas.is_some()) {
+            (true, true) => &["rebase", "remap-ids", "quota"],
+            (true, false) => &["rebase", "remap-ids"],
+            (false, true) => &["rebase", "quota"],
+            (false, false) => &["rebase"],
+        }
     }
 
     fn root(&self) -> Option<&Path> {
