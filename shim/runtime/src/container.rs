@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cgroups::{self, Cgroup, OomSource};
 use crate::create;
+use crate::criu::{self, CriuOptions};
 use crate::error::{Error, Result};
 use crate::exec;
 use crate::hooks;
@@ -206,6 +207,24 @@ impl Container {
         let seccomp = spec.linux.seccomp.as_ref().map(crate::seccomp::compile).transpose().unwrap_or_default();
         let directory = state_dir.join(id);
         Ok(Container { directory, record, spec, seccomp, pidfd, socket: None, console: None })
+    }
+
+    /// Makes a running container from a checkpoint. Everything around its processes is made as the configuration says,
+    /// which also bounds what those of the images may be and do. The first process is a child of the caller.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where CRIU is missing or does not work, before anything is done; [`Error::Criu`] with the
+    /// errors of its log. Nothing is left behind.
+    pub fn restore(options: CreateOptions<'_>, criu: &CriuOptions) -> Result<Container> {
+        criu::restore(options, criu)
+    }
+
+    /// Writes the container's processes into images. They are gone afterwards, unless they are left running.
+    ///
+    /// # Errors
+    /// [`Error::State`] for a container that does not run, and those of [`Container::restore`]; then it goes on running.
+    pub fn checkpoint(&self, options: &CriuOptions) -> Result<()> {
+        criu::checkpoint(self, options)
     }
 
     /// Its id.
@@ -443,7 +462,7 @@ impl Container {
         }
     }
 
-    fn refuse(&self, action: &'static str, status: Status) -> Error {
+    pub(crate) fn refuse(&self, action: &'static str, status: Status) -> Error {
         Error::State { action, id: self.record.id.clone(), status: status.as_str() }
     }
 }

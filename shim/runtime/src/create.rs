@@ -1,11 +1,11 @@
 //! Creating a container: intent on disk, cgroup, plan, process, hooks, state; undone when any of it fails.
 
 use std::io::ErrorKind;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::cgroups::Cgroup;
-use crate::container::{Container, CreateOptions, FIFO, Gate, Status, clear};
+use crate::container::{Container, CreateOptions, FIFO, Gate, Status, Stdio, clear};
 use crate::error::{Error, Result};
 use crate::namespaces::{self, Namespaces, Spawned};
 use crate::plan::{Ask, Message, Op, c_string};
@@ -43,6 +43,19 @@ enum Kind {
 }
 
 fn create_by(options: CreateOptions<'_>, process: &Process, kind: Kind) -> Result<Container> {
+    let (directory, record) = begin(&options)?;
+    let mut making = Making { options, process, kind, directory, record, spawned: None };
+    match making.make() {
+        Ok(container) => Ok(container),
+        Err(error) => {
+            making.undo();
+            Err(error)
+        }
+    }
+}
+
+/// Takes the id: a directory of its own, and what will be written there.
+pub(crate) fn begin(options: &CreateOptions<'_>) -> Result<(PathBuf, Record)> {
     state::check_id(options.id)?;
     let cgroup = Cgroup::locate(options.cgroup_driver, &options.spec.linux.cgroups_path, options.id)?;
     let directory = make_directory(options.state_dir, options.id)?;
@@ -56,13 +69,23 @@ fn create_by(options: CreateOptions<'_>, process: &Process, kind: Kind) -> Resul
         no_new_keyring: options.no_new_keyring,
         cgroup,
         annotations: options.spec.annotations.clone(),
+        descriptors: descriptors(options.stdio),
+        restored: false,
     };
-    let mut making = Making { options, process, kind, directory, record, spawned: None };
-    match making.make() {
-        Ok(container) => Ok(container),
-        Err(error) => {
-            making.undo();
-            Err(error)
+    Ok((directory, record))
+}
+
+/// What a process's streams are, in the kernel's names.
+fn descriptors(stdio: Stdio<'_>) -> Vec<String> {
+    let null = || "/dev/null".to_owned();
+    match stdio {
+        Stdio::Null => vec![null(); 3],
+        // They are made in the container.
+        Stdio::Console(_) => vec!["/dev/pts/0".to_owned(); 3],
+        Stdio::Fds(fds) => {
+            let name = |fd: BorrowedFd<'_>| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+            let text = |fd| name(fd).map_or_else(|_| null(), |path| path.to_string_lossy().into_owned());
+            fds.map(|fd| fd.map_or_else(null, text)).to_vec()
         }
     }
 }
@@ -275,14 +298,7 @@ impl Making<'_> {
     }
 
     fn state(&self, pid: i32) -> State {
-        State {
-            oci_version: self.record.oci_version.clone(),
-            id: self.record.id.clone(),
-            status: Status::Creating.as_str().to_owned(),
-            pid,
-            bundle: self.record.bundle.clone(),
-            annotations: self.record.annotations.clone(),
-        }
+        state_of(&self.record, pid)
     }
 
     /// Takes everything back. What cannot be is left to a later purge, which finds it by the record.
@@ -300,6 +316,18 @@ impl Making<'_> {
     }
 }
 
+/// The state of a container that is being made.
+pub(crate) fn state_of(record: &Record, pid: i32) -> State {
+    State {
+        oci_version: record.oci_version.clone(),
+        id: record.id.clone(),
+        status: Status::Creating.as_str().to_owned(),
+        pid,
+        bundle: record.bundle.clone(),
+        annotations: record.annotations.clone(),
+    }
+}
+
 /// Whether the cgroups must be there before the process: to be mounted in it, or because it, root of nothing but its
 /// user namespace, could not open their files. Otherwise they are made while it makes its mounts.
 fn cgroups_first(namespaces: &Namespaces, spec: &Spec) -> bool {
@@ -313,7 +341,7 @@ fn ask_for_hooks(spec: &Spec) -> Option<Op> {
 }
 
 /// What later calls need of the configuration.
-fn keep(spec: &Spec) -> Spec {
+pub(crate) fn keep(spec: &Spec) -> Spec {
     let mut kept = Spec {
         oci_version: spec.oci_version.clone(),
         process: spec.process.clone(),
@@ -446,7 +474,6 @@ pub(crate) fn send_listener(config: Option<&Seccomp>, state: &State, listener: O
     });
     let failed = |source| Error::file("send the seccomp listener to", &config.listener_path, source);
     let socket = std::os::unix::net::UnixStream::connect(&config.listener_path).map_err(failed)?;
-    use std::os::fd::AsRawFd;
     sys::send_fd(socket.as_raw_fd(), document.to_string().as_bytes(), listener.0)
         .map_err(|errno| failed(std::io::Error::from_raw_os_error(errno)))
 }

@@ -147,6 +147,14 @@ pub enum Error {
         /// What was asked.
         what: String,
     },
+    /// CRIU, or what it was to restore, failed.
+    #[error("criu {command}: {reason}")]
+    Criu {
+        /// `dump`, `restore`, …
+        command: &'static str,
+        /// What it says, and the errors of its log.
+        reason: String,
+    },
     /// A wait passed its deadline.
     #[error("timed out waiting for {what}")]
     Timeout {
@@ -180,6 +188,7 @@ impl HasKind for Error {
             Error::Timeout { .. } => ErrorKind::DeadlineExceeded,
             Error::File { source, .. } | Error::System { source, .. } => ErrorKind::of_io(source),
             Error::Systemd { .. }
+            | Error::Criu { .. }
             | Error::Init { .. }
             | Error::Executable { .. }
             | Error::Hook { .. }

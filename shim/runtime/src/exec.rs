@@ -113,7 +113,8 @@ fn plan(container: &Container, process: &Process, options: ExecOptions<'_>, cgro
 /// The namespaces to join: those the container does not share with us. The pid namespace is entered by being born.
 fn flags(container: &Container) -> i32 {
     let kinds = container.spec.linux.namespaces.iter().filter_map(|entry| NamespaceKind::parse(&entry.kind));
-    kinds.filter(|kind| *kind != NamespaceKind::Pid).fold(0, |flags, kind| flags | kind.flag())
+    let time = if container.record.restored { NamespaceKind::Time.flag() } else { 0 };
+    kinds.filter(|kind| *kind != NamespaceKind::Pid).fold(time, |flags, kind| flags | kind.flag())
 }
 
 fn home(container: &Container, process: &Process) -> Option<String> {

@@ -233,9 +233,7 @@ impl Walk<'_> {
     }
 
     fn resolve_path(&self, target: &Target, path: &CStr) -> Sys<Fd> {
-        let links = if target.no_symlinks { sys::RESOLVE_NO_SYMLINKS } else { 0 };
-        let resolve = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS | links;
-        sys::openat2(self.root, path, libc::O_PATH, resolve)
+        resolve(self.root, target, path)
     }
 
     /// Opens a path below the root, making what is missing: directories, and at the end a file if `file`.
@@ -253,22 +251,7 @@ impl Walk<'_> {
     }
 
     fn make_missing(&self, target: &Target, file: bool) -> Sys<Fd> {
-        let mut parent = Fd(raw!(libc::SYS_fcntl, self.root, libc::F_DUPFD_CLOEXEC, 3)? as RawFd);
-        let last = target.names.len().saturating_sub(1);
-        for (depth, (prefix, name)) in target.prefixes.iter().zip(&target.names).enumerate() {
-            parent = match self.resolve_path(target, prefix) {
-                Err(libc::ENOENT) => {
-                    if file && depth == last {
-                        raw!(libc::SYS_mknodat, parent.0, name.as_ptr(), libc::S_IFREG | 0o644, 0)?;
-                    } else {
-                        raw!(libc::SYS_mkdirat, parent.0, name.as_ptr(), 0o755)?;
-                    }
-                    self.resolve_path(target, prefix)?
-                }
-                other => other?,
-            };
-        }
-        Ok(parent)
+        make_missing(self.root, target, file)
     }
 
     fn attach_tree(&mut self, tree: RawFd, target: &Target, file: bool) -> Sys<()> {
@@ -542,6 +525,39 @@ impl Walk<'_> {
     }
 }
 
+fn resolve(root: RawFd, target: &Target, path: &CStr) -> Sys<Fd> {
+    let links = if target.no_symlinks { sys::RESOLVE_NO_SYMLINKS } else { 0 };
+    let resolve = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS | links;
+    sys::openat2(root, path, libc::O_PATH, resolve)
+}
+
+fn make_missing(root: RawFd, target: &Target, file: bool) -> Sys<Fd> {
+    let mut parent = Fd(raw!(libc::SYS_fcntl, root, libc::F_DUPFD_CLOEXEC, 3)? as RawFd);
+    let last = target.names.len().saturating_sub(1);
+    for (depth, (prefix, name)) in target.prefixes.iter().zip(&target.names).enumerate() {
+        parent = match resolve(root, target, prefix) {
+            Err(libc::ENOENT) => {
+                if file && depth == last {
+                    raw!(libc::SYS_mknodat, parent.0, name.as_ptr(), libc::S_IFREG | 0o644, 0)?;
+                } else {
+                    raw!(libc::SYS_mkdirat, parent.0, name.as_ptr(), 0o755)?;
+                }
+                resolve(root, target, prefix)?
+            }
+            other => other?,
+        };
+    }
+    Ok(parent)
+}
+
+/// Makes what is missing of a path below a root: directories, and at the end a file if `file`.
+pub(crate) fn make_place(root: RawFd, target: &Target, file: bool) -> Sys<()> {
+    match resolve(root, target, &target.path) {
+        Err(libc::ENOENT) => make_missing(root, target, file).map(drop),
+        other => other.map(drop),
+    }
+}
+
 /// Whether a path is a file that the process may execute, and not the runtime itself (reached by /proc/self/exe).
 fn executable(path: &CStr, own: (u64, u64)) -> Sys<()> {
     let file = sys::openat(libc::AT_FDCWD, path, libc::O_PATH)?;
@@ -627,7 +643,7 @@ fn become_root() -> Sys<()> {
     prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
 }
 
-fn loopback() -> Sys<()> {
+pub(crate) fn loopback() -> Sys<()> {
     let socket = Fd(raw!(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)? as RawFd);
     // SAFETY: all zeroes is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -650,7 +666,8 @@ fn stdio(fds: &[RawFd; 3], owner: u32, null: RawFd) -> Sys<()> {
     for (moved, fd) in moved.iter_mut().zip(fds) {
         // First out of the way of 0, 1 and 2, which may be among the sources.
         *moved = match *fd {
-            -1 => {
+            // The host's null device is on a mount that the container has not (and no checkpoint could find).
+            fd if fd == -1 || require_device(fd, 1, 3).is_ok() => {
                 let own = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR | libc::O_NOCTTY);
                 let own = own.ok().filter(|own| require_device(own.0, 1, 3).is_ok());
                 let null = own.as_ref().map_or(null, |own| own.0);
@@ -668,8 +685,7 @@ fn stdio(fds: &[RawFd; 3], owner: u32, null: RawFd) -> Sys<()> {
 /// Lets the user reopen its streams (/dev/stdout). Not possible for every kind of file, and then not needed.
 fn own_stream(fd: RawFd, owner: u32) {
     let Ok(stat) = sys::fstat(fd) else { return };
-    let null = stat.st_rdev == libc::makedev(1, 3) && stat.st_mode & libc::S_IFMT == libc::S_IFCHR;
-    if stat.st_uid != owner && !null {
+    if stat.st_uid != owner {
         let _ = raw!(libc::SYS_fchown, fd, owner, u32::MAX);
     }
 }

@@ -12,6 +12,7 @@ mod capabilities;
 mod cgroups;
 mod container;
 mod create;
+mod criu;
 mod error;
 mod exec;
 mod features;
@@ -31,6 +32,7 @@ mod sys;
 pub use container::{
     CgroupDriver, Child, Container, CreateOptions, ExecOptions, ExecPlace, Gate, OomWatch, Status, Stdio,
 };
+pub use criu::{CgroupMode, CriuOptions};
 pub use error::{Error, Result};
 pub use features::features;
 pub use spec::{Process, Resources, Spec, State};

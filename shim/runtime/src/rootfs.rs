@@ -383,6 +383,11 @@ const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
+/// The devices that every container has.
+pub(crate) fn default_devices() -> impl Iterator<Item = &'static str> {
+    DEFAULT_DEVICES.iter().map(|(path, ..)| *path)
+}
+
 fn device_operations(context: &Context<'_>) -> Result<Vec<Op>> {
     // A user namespace may not make device nodes: the host's are bound in.
     let bound = context.spec.namespace(NamespaceKind::User).is_some();

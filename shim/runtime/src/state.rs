@@ -35,6 +35,12 @@ pub(crate) struct Record {
     pub(crate) cgroup: Cgroup,
     /// The configuration's annotations.
     pub(crate) annotations: BTreeMap<String, String>,
+    /// What the first process's streams were when it was made (`pipe:[1234]`), for a checkpoint.
+    #[serde(default)]
+    pub(crate) descriptors: Vec<String>,
+    /// Made from a checkpoint: CRIU has put it into a time namespace, which the configuration does not tell.
+    #[serde(default)]
+    pub(crate) restored: bool,
 }
 
 impl Record {

@@ -288,3 +288,17 @@ fn a_profile_that_is_not_loaded_stops_the_creation() {
     assert!(error.contains("gantry-test-absent"), "{error}");
     assert!(bundle.leftovers().is_empty());
 }
+
+#[test]
+#[ignore = "needs cgroup v2 with its controllers"]
+fn a_container_without_a_place_of_its_own_is_made_beside_its_maker() {
+    let mut bundle = Bundle::new(&["sleep", "100"]);
+    let linux = bundle.config["linux"].as_object_mut().unwrap();
+    linux.remove("cgroupsPath");
+    let mut container = bundle.create(Stdio::Null).unwrap();
+    container.start().unwrap();
+    let own = cgroup_of(std::process::id() as i32);
+    assert_eq!(cgroup_of(container.pid()), own.parent().unwrap_or(Path::new(CGROUPS)).join(&bundle.id));
+    container.delete(true).unwrap();
+    wait(container.pid());
+}

@@ -87,7 +87,11 @@ impl Cgroup {
     }
 
     fn at(place: &dyn Fn(&str) -> Result<PathBuf>) -> Result<Cgroup> {
-        Cgroup::from_membership(Path::new("/proc/self/cgroup"), place)
+        // A v2 cgroup with processes, such as ours, gives no controllers to those below it: beside it, as with runc.
+        let unified = file::fs_type(Path::new(ROOT)) == Some(CGROUP_V2_MAGIC);
+        let parent = |own: &str| own.rfind('/').map_or("/", |end| &own[..end.max(1)]).to_owned();
+        let place = |own: &str| if unified { place(&parent(own)) } else { place(own) };
+        Cgroup::from_membership(Path::new("/proc/self/cgroup"), &place)
     }
 
     /// The hierarchies as a process's `cgroup` file lists them, each with the directory that `place` makes of the
@@ -233,6 +237,19 @@ impl Cgroup {
     /// The paths of [`Cgroup::join_files`].
     pub(crate) fn join_paths(&self) -> Result<Vec<std::ffi::CString>> {
         self.hierarchies.iter().map(|hierarchy| crate::plan::c_path(&hierarchy.path.join("tasks"))).collect()
+    }
+
+    /// Moves a process of one thread into it.
+    pub(crate) fn add(&self, pid: i32) -> Result<()> {
+        self.every_directory().try_for_each(|path| file::write(&path.join("cgroup.procs"), &pid.to_string()))
+    }
+
+    /// The directory whose processes can be frozen.
+    pub(crate) fn freezer(&self) -> Option<&Path> {
+        match self.hierarchies.iter().find(|hierarchy| hierarchy.has("freezer")) {
+            Some(hierarchy) => Some(&hierarchy.path),
+            None => self.unified.as_deref().filter(|_| self.is_v2()),
+        }
     }
 
     /// The directory to clone into.

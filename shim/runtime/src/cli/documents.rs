@@ -2,7 +2,6 @@
 
 use super::args::{Args, Flag};
 use super::{Failure, Global};
-use gantry_runtime::Error;
 
 pub(super) const SPEC: &[Flag] = &[Flag::value("bundle").short('b'), Flag::switch("rootless")];
 
@@ -19,9 +18,4 @@ pub(super) fn spec(_: &Global, args: &Args) -> Result<u8, Failure> {
 pub(super) fn features(_: &Global, _: &Args) -> Result<u8, Failure> {
     println!("{:#}", gantry_runtime::features());
     Ok(0)
-}
-
-/// Checkpointing needs CRIU, which this build does not drive.
-pub(super) fn unsupported(_: &Global, _: &Args) -> Result<u8, Failure> {
-    Err(Error::Unsupported { what: "checkpoint and restore".to_owned() }.into())
 }

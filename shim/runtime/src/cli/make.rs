@@ -53,17 +53,31 @@ pub(super) const EXEC: &[Flag] = &[
 ];
 
 pub(super) fn create(global: &Global, args: &Args) -> Result<u8, Failure> {
-    make(global, args, Gate::Fifo, true).map(|_| 0)
+    let make = |wanted: CreateOptions<'_>| Container::create(CreateOptions { gate: Gate::Fifo, ..wanted });
+    made(global, args, Making { detach: true, make: &make }).map(|_| 0)
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Failure> {
-    let detach = args.has("detach");
-    let (mut container, console) = make(global, args, Gate::Socket, detach)?;
-    let signals = (!detach).then(foreground::Signals::block).transpose()?;
+    let (mut container, console) = made(global, args, Making { detach: args.has("detach"), make: &Container::create })?;
+    let signals = signals(args)?;
     if let Err(error) = container.start() {
         let _ = container.delete(true);
         return Err(error.into());
     }
+    attend(args, (container, console), signals)
+}
+
+/// The signals to be passed on, unless nobody stays to do so.
+pub(super) fn signals(args: &Args) -> Result<Option<foreground::Signals>, Failure> {
+    (!args.has("detach")).then(foreground::Signals::block).transpose()
+}
+
+/// Waits for the end of a container that runs, and deletes it then, unless it is detached from.
+pub(super) fn attend(
+    args: &Args,
+    (mut container, console): (Container, Option<OwnedFd>),
+    signals: Option<foreground::Signals>,
+) -> Result<u8, Failure> {
     let Some(signals) = signals else { return Ok(0) };
     let code = foreground::attend(signals, container.pid(), console)?;
     if !args.has("keep") {
@@ -72,18 +86,26 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Failure> {
     Ok(code)
 }
 
-fn make(global: &Global, args: &Args, gate: Gate, detach: bool) -> Result<(Container, Option<OwnedFd>), Failure> {
+/// How a container is made.
+pub(super) struct Making<'a> {
+    /// Whether its maker does not stay.
+    pub(super) detach: bool,
+    pub(super) make: &'a dyn Fn(CreateOptions<'_>) -> gantry_runtime::Result<Container>,
+}
+
+/// Makes a container of the bundle, and tells of it whom the options name.
+pub(super) fn made(global: &Global, args: &Args, making: Making<'_>) -> Result<(Container, Option<OwnedFd>), Failure> {
     let bundle = bundle(args)?;
     let spec = Spec::load(&bundle)?;
     let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
-    check_console(args, terminal, detach)?;
+    check_console(args, terminal, making.detach)?;
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let stdio = if terminal {
         Stdio::Console(foreground::size())
     } else {
         Stdio::Fds([Some(stdin.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())])
     };
-    let mut container = Container::create(CreateOptions {
+    let mut container = (making.make)(CreateOptions {
         id: args.id()?,
         bundle: &bundle,
         state_dir: &global.root,
@@ -94,7 +116,7 @@ fn make(global: &Global, args: &Args, gate: Gate, detach: bool) -> Result<(Conta
         no_pivot: args.has("no-pivot"),
         no_new_keyring: args.has("no-new-keyring"),
         preserve_fds: args.number("preserve-fds")?.unwrap_or(0),
-        gate,
+        gate: Gate::Socket,
     })?;
     let console = container.take_console();
     match announce(args, container.pid(), container.pidfd().map(|fd| fd.as_raw_fd()), console) {

@@ -1,6 +1,7 @@
 //! The command line: global options, the commands by name, failures on stderr and in the log.
 
 mod args;
+mod checkpoint;
 mod documents;
 mod foreground;
 mod log;
@@ -42,6 +43,7 @@ impl Failure {
 pub(crate) struct Global {
     pub(crate) root: PathBuf,
     pub(crate) driver: CgroupDriver,
+    pub(crate) criu: PathBuf,
 }
 
 impl Global {
@@ -80,8 +82,8 @@ const COMMANDS: &[(&str, &[Flag], Command)] = &[
     ("events", manage::EVENTS, manage::events),
     ("spec", documents::SPEC, documents::spec),
     ("features", &[], documents::features),
-    ("checkpoint", &[], documents::unsupported),
-    ("restore", &[], documents::unsupported),
+    ("checkpoint", checkpoint::CHECKPOINT, checkpoint::checkpoint),
+    ("restore", checkpoint::RESTORE, checkpoint::restore),
 ];
 
 /// Runs a command line.
@@ -111,6 +113,7 @@ fn dispatch(name: &str, global: &Args) -> Result<u8, Failure> {
     };
     let settings = Global {
         root: PathBuf::from(global.get("root").unwrap_or("/run/gantry-runtime")),
+        criu: PathBuf::from(global.get("criu").unwrap_or("criu")),
         driver: if global.has("systemd-cgroup") { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs },
     };
     command(&settings, &Args::parse(&global.rest[1..], flags)?)
