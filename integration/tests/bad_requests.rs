@@ -281,7 +281,6 @@ fn names_and_scopes_that_make_no_sense_are_answered_as_containerd_does() {
         "mounts.v1.Mounts/List",
         "mounts.v1.Mounts/Info",
         "sandbox.v1.Store/List",
-        "snapshots.v1.Snapshots/Cleanup",
     ] {
         requests.push(from("no namespace", None, method));
         requests.push(from("an empty namespace", Some(""), method));

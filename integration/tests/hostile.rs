@@ -25,6 +25,8 @@ backoff = '20ms'
 max_bytes = 1073741824
 max_entries = 20000
 max_ratio = 100
+[plugins.'io.containerd.gc.v1.scheduler']
+pause_threshold = 0.5
 ";
 
 /// Longest that any of these pulls may take.
@@ -92,7 +94,7 @@ impl World {
         let start = Instant::now();
         let mut left = self.left();
         // What a lease held is collected soon after its end.
-        while !left.is_empty() && start.elapsed() < Duration::from_secs(4) {
+        while !left.is_empty() && start.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(20));
             left = self.left();
         }

@@ -263,7 +263,7 @@ impl Snapshots {
         snapshotter.commit(&internal, &active.internal, below, backend::inherited(&labels)).await?;
         let committed = Committed { internal: internal.clone(), parent: parent.map(|parent| parent.key), labels };
         if let Err(error) = records.commit(&active.key, &name, committed, lease(scope)).await {
-            self.take_back(&**snapshotter, driver, &active, &internal).await;
+            self.take_back(&scope.namespace, driver, &active, &internal).await;
             return Err(error.into());
         }
         let event = SnapshotCommit { key: active.key, name, snapshotter: driver.to_owned() };
@@ -272,10 +272,17 @@ impl Snapshots {
     }
 
     /// After a commit without a record: the active snapshot, whose record is still there, stands on what it has become, and
-    /// so holds what it held. What it stands on goes with it.
-    async fn take_back(&self, snapshotter: &dyn Snapshotter, driver: &str, active: &Snapshot, internal: &str) {
+    /// so holds what it held. What it stands on goes with it. Where it was removed meanwhile, both go.
+    async fn take_back(&self, namespace: &gantry_types::Id, driver: &str, active: &Snapshot, internal: &str) {
+        let Ok((_, snapshotter)) = self.core.snapshotter(driver) else { return };
         let labels = backend::inherited(&active.labels);
-        if let Err(error) = snapshotter.prepare(&active.internal, Some(internal), labels).await {
+        let prepared = snapshotter.prepare(&active.internal, Some(internal), labels).await;
+        if self.core.db.snapshots(namespace, driver).get(&active.key).is_err() {
+            self.undo(&**snapshotter, driver, &active.internal).await;
+            self.undo(&**snapshotter, driver, internal).await;
+            return;
+        }
+        if let Err(error) = prepared {
             tracing::error!(key = active.key, %error, "an active snapshot is lost: neither its commit nor itself has a record");
         }
         self.core.garbage.leave_snapshot(driver, internal);

@@ -164,6 +164,8 @@ impl<'a> One<'a> {
         below: Below,
     ) -> Result<Applied> {
         let descriptor = what.descriptor;
+        // Until the job runs, nobody fills the snapshot.
+        let idle = ended.clone().drop_guard();
         let job = Job {
             ended,
             digest: descriptor.digest.clone(),
@@ -177,10 +179,12 @@ impl<'a> One<'a> {
         let Some(asked) = asked else {
             self.report.blob("extracting", descriptor, 0);
             let reader = self.transfer.content.reader(self.scope, &descriptor.digest).await?;
+            idle.disarm();
             return job.run_stored(reader, false).await;
         };
         let (feed, drain) = stream::pipe();
         answer(Some(asked), Some(feed));
+        idle.disarm();
         let applied = job.run(drain, false, Arc::new(Control::default())).await;
         // Until now the line was that of the download.
         self.report.blob("extracting", descriptor, descriptor.size);
