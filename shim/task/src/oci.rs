@@ -12,7 +12,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use gantry_mount::{Unmount, mount_all, unmount_all};
-use gantry_runtime::Spec;
+use gantry_runtime::{CriuOptions, Spec};
+use gantry_ttrpc::pb::containerd::runc::v1::CheckpointOptions;
 use gantry_types::ErrorKind;
 use serde::Deserialize;
 
@@ -59,11 +60,7 @@ impl CommandLine {
     /// [`Error::Mount`], [`Error::Program`], [`Error::Late`]; what was mounted is unmounted.
     pub fn create(command: bundle::Command, wanted: Wanted<'_>) -> Result<(CommandLine, i32, Option<OwnedFd>), Error> {
         let line = CommandLine::adopt(command, wanted.id, wanted.bundle);
-        if !wanted.mounts.is_empty() {
-            let rootfs = wanted.bundle.rootfs();
-            fs::create_dir_all(&rootfs).map_err(|error| Error::file("create", &rootfs, error))?;
-            mount_all(wanted.mounts, &rootfs)?;
-        }
+        line.mount(wanted.mounts)?;
         let made = line.run_create(&wanted);
         if made.is_err() {
             // The first error is the one to report.
@@ -71,6 +68,58 @@ impl CommandLine {
         }
         let (pid, console) = made?;
         Ok((line, pid, console))
+    }
+
+    /// `restore`: the container, which runs at once.
+    ///
+    /// # Errors
+    /// As [`CommandLine::create`].
+    pub fn restore(
+        command: bundle::Command,
+        wanted: Wanted<'_>,
+        images: &Path,
+        work: &Path,
+    ) -> Result<(CommandLine, i32, Option<OwnedFd>), Error> {
+        let line = CommandLine::adopt(command, wanted.id, wanted.bundle);
+        line.mount(wanted.mounts)?;
+        let mut args = vec!["restore".into(), "--detach".into(), "--bundle".into(), wanted.bundle.dir().to_owned()];
+        args.extend(["--image-path".into(), images.to_owned(), "--work-path".into(), work.to_owned()]);
+        if wanted.options.no_pivot_root {
+            args.push("--no-pivot".into());
+        }
+        let made = line.make_process("restore", args, "init", wanted.io, &[]);
+        if made.is_err() {
+            // The first error is the one to report.
+            let _ = line.unmount();
+        }
+        let made = made?;
+        Ok((line, made.pid, made.console))
+    }
+
+    /// `checkpoint`.
+    ///
+    /// # Errors
+    /// [`Error::Program`], [`Error::Late`].
+    pub fn checkpoint(&self, criu: &CriuOptions, options: &CheckpointOptions) -> Result<(), Error> {
+        let mut args = vec!["checkpoint".into(), "--image-path".into(), criu.images.clone()];
+        if let Some(work) = &criu.work {
+            args.extend(["--work-path".into(), work.clone()]);
+        }
+        let switches = [
+            ("--leave-running", criu.leave_running),
+            ("--tcp-established", criu.tcp_established),
+            ("--ext-unix-sk", criu.ext_unix_sk),
+            ("--shell-job", criu.shell_job),
+            ("--file-locks", criu.file_locks),
+        ];
+        args.extend(switches.iter().filter(|(_, on)| *on).map(|(name, _)| PathBuf::from(name)));
+        if !options.cgroups_mode.is_empty() {
+            args.extend(["--manage-cgroups-mode".into(), options.cgroups_mode.clone().into()]);
+        }
+        for name in &options.empty_namespaces {
+            args.extend(["--empty-ns".into(), name.into()]);
+        }
+        self.invoke("checkpoint", &args, &[], Streams::Null)
     }
 
     fn run_create(&self, wanted: &Wanted<'_>) -> Result<(i32, Option<OwnedFd>), Error> {
@@ -203,6 +252,15 @@ impl CommandLine {
         for process in ours.collect::<Vec<_>>() {
             process.end(END);
         }
+    }
+
+    fn mount(&self, mounts: &[gantry_types::Mount]) -> Result<(), Error> {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let rootfs = self.bundle.rootfs();
+        fs::create_dir_all(&rootfs).map_err(|error| Error::file("create", &rootfs, error))?;
+        Ok(mount_all(mounts, &rootfs)?)
     }
 
     fn unmount(&self) -> Result<(), Error> {

@@ -1,15 +1,15 @@
 //! What holds a container: the built-in runtime, or an OCI runtime's command line. One face for both.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gantry_runtime::spec::ConsoleSize;
 use gantry_runtime::{
-    CgroupDriver, Container, CreateOptions, ExecOptions, ExecPlace, Gate, OomWatch, Process, Resources, Spec, Stats,
-    Stdio,
+    CgroupDriver, Container, CreateOptions, CriuOptions, ExecOptions, ExecPlace, Gate, OomWatch, Process, Resources,
+    Spec, Stats, Stdio,
 };
-use gantry_ttrpc::pb::containerd::runc::v1::Options;
-use gantry_types::Mount;
+use gantry_ttrpc::pb::containerd::runc::v1::{CheckpointOptions, Options};
+use gantry_types::{ErrorKind, Mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,6 +24,8 @@ pub enum Runtime {
     Builtin(Box<Container>),
     /// By a program with runc's command line.
     Command(Box<CommandLine>),
+    /// Not yet: it is restored when it is started.
+    Planned,
 }
 
 /// The standard streams of a new process.
@@ -83,7 +85,7 @@ impl Runtime {
         let command = command(wanted.options, wanted.namespace);
         wanted.bundle.write_record(&Record { id: wanted.id.to_owned(), command: command.clone() })?;
         match command {
-            None => create_builtin(wanted, Container::create),
+            None => builtin(wanted, "create", Container::create),
             Some(command) => {
                 let (line, pid, console) = CommandLine::create(command, wanted)?;
                 Ok(Created { runtime: Runtime::Command(Box::new(line)), pid, console })
@@ -98,7 +100,39 @@ impl Runtime {
     /// The runtime's; nothing is left behind.
     pub fn hold(wanted: Wanted<'_>) -> Result<Created, Error> {
         wanted.bundle.write_record(&Record { id: wanted.id.to_owned(), command: None })?;
-        create_builtin(wanted, Container::hold)
+        builtin(wanted, "create", Container::hold)
+    }
+
+    /// Makes a container from a checkpoint's images; it runs at once.
+    ///
+    /// # Errors
+    /// The runtime's; nothing is left behind.
+    pub fn restore(wanted: Wanted<'_>, images: &Path) -> Result<Created, Error> {
+        let command = command(wanted.options, wanted.namespace);
+        wanted.bundle.write_record(&Record { id: wanted.id.to_owned(), command: command.clone() })?;
+        let work = work_directory(wanted.options, wanted.bundle);
+        match command {
+            None => {
+                let criu = CriuOptions { work: Some(work), ..CriuOptions::new(images) };
+                builtin(wanted, "restore", |options| Container::restore(options, &criu))
+            }
+            Some(command) => {
+                let (line, pid, console) = CommandLine::restore(command, wanted, images, &work)?;
+                Ok(Created { runtime: Runtime::Command(Box::new(line)), pid, console })
+            }
+        }
+    }
+
+    /// Writes the container into images.
+    ///
+    /// # Errors
+    /// The runtime's; the container goes on then.
+    pub fn checkpoint(&self, criu: &CriuOptions, options: &CheckpointOptions) -> Result<(), Error> {
+        match self {
+            Runtime::Builtin(container) => container.checkpoint(criu).map_err(Error::runtime("checkpoint")),
+            Runtime::Command(line) => line.checkpoint(criu, options),
+            Runtime::Planned => Err(not_made()),
+        }
     }
 
     /// Lets the first process run its program.
@@ -109,6 +143,7 @@ impl Runtime {
         match self {
             Runtime::Builtin(container) => container.start().map_err(Error::runtime("start")),
             Runtime::Command(line) => line.start(),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -128,6 +163,7 @@ impl Runtime {
                 Ok(Executed { pid: child.pid, console: child.console })
             }
             Runtime::Command(line) => line.exec(exec, process, io),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -143,7 +179,7 @@ impl Runtime {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 Ok(())
             }
-            Runtime::Command(_) => Ok(()),
+            Runtime::Command(_) | Runtime::Planned => Ok(()),
         }
     }
 
@@ -164,6 +200,7 @@ impl Runtime {
         match self {
             Runtime::Builtin(container) => container.kill(signal, all).map_err(Error::runtime("kill")),
             Runtime::Command(line) => line.kill(signal, all),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -175,6 +212,7 @@ impl Runtime {
         match self {
             Runtime::Builtin(container) => container.pids().map_err(Error::runtime("ps")),
             Runtime::Command(line) => line.pids(),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -186,6 +224,7 @@ impl Runtime {
         match self {
             Runtime::Builtin(container) => container.pause().map_err(Error::runtime("pause")),
             Runtime::Command(line) => line.pause(),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -197,6 +236,7 @@ impl Runtime {
         match self {
             Runtime::Builtin(container) => container.resume().map_err(Error::runtime("resume")),
             Runtime::Command(line) => line.resume(),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -211,6 +251,7 @@ impl Runtime {
                 container.update(&resources).map_err(Error::runtime("update"))
             }
             Runtime::Command(line) => line.update(resources),
+            Runtime::Planned => Err(not_made()),
         }
     }
 
@@ -222,6 +263,7 @@ impl Runtime {
         let stats = match self {
             Runtime::Builtin(container) => container.stats(),
             Runtime::Command(_) => gantry_runtime::stats::of_process(pid),
+            Runtime::Planned => return Err(not_made()),
         };
         stats.map_err(Error::runtime("stats"))
     }
@@ -230,7 +272,7 @@ impl Runtime {
     pub fn oom_watch(&self) -> Option<OomWatch> {
         match self {
             Runtime::Builtin(container) => container.oom_watch().ok(),
-            Runtime::Command(_) => None,
+            Runtime::Command(_) | Runtime::Planned => None,
         }
     }
 
@@ -242,6 +284,7 @@ impl Runtime {
         match self {
             Runtime::Builtin(container) => container.delete(force).map_err(Error::runtime("delete")),
             Runtime::Command(line) => line.delete(force),
+            Runtime::Planned => Ok(()),
         }
     }
 }
@@ -258,9 +301,23 @@ pub fn purge(bundle: &Bundle) -> Result<(), Error> {
     }
 }
 
-type Make = fn(CreateOptions<'_>) -> gantry_runtime::Result<Container>;
+fn not_made() -> Error {
+    Error::refused(ErrorKind::FailedPrecondition, "the container is restored when it is started")
+}
 
-fn create_builtin(wanted: Wanted<'_>, make: Make) -> Result<Created, Error> {
+/// Where CRIU writes its logs: the client's directory, else one in the bundle.
+pub(crate) fn work_directory(options: &Options, bundle: &Bundle) -> PathBuf {
+    match options.criu_work_path.as_str() {
+        "" => bundle.dir().join("criu-work"),
+        path => PathBuf::from(path),
+    }
+}
+
+fn builtin(
+    wanted: Wanted<'_>,
+    action: &'static str,
+    make: impl FnOnce(CreateOptions<'_>) -> gantry_runtime::Result<Container>,
+) -> Result<Created, Error> {
     let size = wanted.spec.process.as_ref().and_then(|process| process.console_size);
     let state_dir = wanted.bundle.state();
     let mut container = make(CreateOptions {
@@ -276,7 +333,7 @@ fn create_builtin(wanted: Wanted<'_>, make: Make) -> Result<Created, Error> {
         preserve_fds: 0,
         gate: Gate::Socket,
     })
-    .map_err(Error::runtime("create"))?;
+    .map_err(Error::runtime(action))?;
     let (pid, console) = (container.pid(), container.take_console());
     Ok(Created { runtime: Runtime::Builtin(Box::new(container)), pid, console })
 }

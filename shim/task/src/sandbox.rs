@@ -17,9 +17,10 @@ use serde_json::value::RawValue;
 use crate::bundle::Bundle;
 use crate::events::timestamp;
 use crate::io::PipeOwner;
+use crate::making::mount;
 use crate::runtime::{ProcessIo, Runtime, Wanted};
 use crate::service::{decode, on};
-use crate::supervisor::{Caller, Entry, Member, Supervisor, mount};
+use crate::supervisor::{Caller, Entry, Member, Supervisor};
 use crate::task::{Moment, Phase, Step, Task};
 use crate::{Error, log, stats};
 
@@ -88,6 +89,7 @@ impl Supervisor {
             owns_pid_namespace: spec.has_new(NamespaceKind::Pid),
             owner: PipeOwner::default(),
             sandbox: Some(Moment::now()),
+            images: None,
             bundle,
         };
         self.entries.insert(id.clone(), entry);

@@ -2,7 +2,7 @@
 //! modules of their own.
 
 use gantry_ttrpc::Status;
-use gantry_ttrpc::pb::containerd::runc::v1::{Options, ProcessDetails};
+use gantry_ttrpc::pb::containerd::runc::v1::{CheckpointOptions, Options, ProcessDetails};
 use gantry_ttrpc::pb::containerd::task::v3 as pb;
 use gantry_ttrpc::pb::containerd::v1::types::{ProcessInfo, Status as PhasePb};
 use gantry_ttrpc::wire::Request;
@@ -54,9 +54,7 @@ fn call(s: &mut Supervisor, method: &str, payload: &[u8]) -> Option<Result<Vec<u
         "Pids" => on(payload, |r: pb::PidsRequest| pids(s, r)),
         "Pause" => on(payload, |r: pb::PauseRequest| s.pause(&r.id)),
         "Resume" => on(payload, |r: pb::ResumeRequest| s.resume(&r.id)),
-        "Checkpoint" => on(payload, |_: pb::CheckpointTaskRequest| -> Result<(), Error> {
-            Err(Error::Unimplemented("checkpoints are not offered: they need CRIU"))
-        }),
+        "Checkpoint" => on(payload, |r: pb::CheckpointTaskRequest| checkpoint(s, &r)),
         "Kill" => on(payload, |r: pb::KillRequest| s.kill(&r.id, &r.exec_id, r.signal, r.all)),
         "Exec" => on(payload, |r: pb::ExecProcessRequest| exec(s, r)),
         "ResizePty" => on(payload, |r: pb::ResizePtyRequest| s.resize(&r.id, &r.exec_id, r.width, r.height)),
@@ -94,12 +92,16 @@ fn wait(s: &mut Supervisor, caller: Caller, payload: &[u8]) -> Result<Option<Vec
 }
 
 fn create(s: &mut Supervisor, r: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse, Error> {
-    if !r.checkpoint.is_empty() {
-        return Err(Error::Unimplemented("restoring from a checkpoint is not offered: it needs CRIU"));
-    }
     let streams = Streams { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, terminal: r.terminal };
     let options = options(r.options)?;
-    let pid = s.create(CreateTask { id: r.id, bundle: r.bundle, rootfs: r.rootfs, streams, options })?;
+    let pid = s.create(CreateTask {
+        id: r.id,
+        bundle: r.bundle,
+        rootfs: r.rootfs,
+        streams,
+        options,
+        checkpoint: r.checkpoint,
+    })?;
     Ok(pb::CreateTaskResponse { pid: pid.cast_unsigned() })
 }
 
@@ -116,6 +118,15 @@ fn options(any: Option<Any>) -> Result<Options, Error> {
 fn exec(s: &mut Supervisor, r: pb::ExecProcessRequest) -> Result<(), Error> {
     let streams = Streams { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, terminal: r.terminal };
     s.exec(&r.id, &r.exec_id, streams, r.spec.unwrap_or_default().value)
+}
+
+fn checkpoint(s: &mut Supervisor, r: &pb::CheckpointTaskRequest) -> Result<(), Error> {
+    let options = match &r.options {
+        Some(any) if !any.value.is_empty() => CheckpointOptions::decode(any.value.as_slice())
+            .map_err(|error| Error::refused(ErrorKind::InvalidArgument, format!("checkpoint options: {error}")))?,
+        _ => CheckpointOptions::default(),
+    };
+    s.checkpoint(&r.id, &r.path, &options)
 }
 
 fn delete(s: &mut Supervisor, r: pb::DeleteRequest) -> Result<pb::DeleteResponse, Error> {

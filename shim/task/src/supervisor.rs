@@ -4,22 +4,22 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use gantry_runtime::spec::{IdMapping, NamespaceKind};
-use gantry_runtime::{OomWatch, Process as ProcessSpec, Spec};
+use gantry_runtime::{OomWatch, Process as ProcessSpec};
 use gantry_ttrpc::pb::containerd::events as events_pb;
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
 use gantry_ttrpc::pb::containerd::types::Mount as MountPb;
-use gantry_types::{ErrorKind, HasKind, Id, Mount};
+use gantry_types::{ErrorKind, HasKind, Id};
 use nix::sys::signal::Signal;
 
 use crate::bundle::Bundle;
+use crate::checkpoint::Images;
 use crate::copy::Copiers;
 use crate::events::Publisher;
-use crate::io::{Attached, Movers, PipeOwner, Prepared, Streams};
-use crate::logger::{Logger, Owner};
-use crate::poll::{Interest, Poller, Token};
+use crate::io::{Attached, Movers, PipeOwner, Streams};
+use crate::logger::Logger;
+use crate::poll::Poller;
 use crate::reaper::{self, Dead};
-use crate::runtime::{Created, ProcessIo, Runtime, Wanted};
+use crate::runtime::Runtime;
 use crate::task::{Exit, Moment, Notice, Phase, Process, Step, Task};
 use crate::tee::{End, Tees};
 use crate::{Error, log};
@@ -75,6 +75,8 @@ pub struct CreateTask {
     pub streams: Streams,
     /// Options of the runtime.
     pub options: Options,
+    /// Directory of the images it is restored from, if it is not new.
+    pub checkpoint: String,
 }
 
 /// What is known of a process, for State.
@@ -93,14 +95,14 @@ pub(crate) struct Member {
     pub(crate) streams: Streams,
     pub(crate) attached: Attached,
     /// The process document of an execution that was not started yet.
-    document: Vec<u8>,
+    pub(crate) document: Vec<u8>,
     pub(crate) waiting: Vec<Caller>,
     /// Who asked to be told of its end and nothing else.
     pub(crate) stopping: Vec<Caller>,
     /// How long it may run in a cgroup of its own.
     pub(crate) limit: Option<Duration>,
     /// When everything in that cgroup is killed.
-    deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -115,17 +117,19 @@ pub(crate) struct Entry {
     pub(crate) owner: PipeOwner,
     /// When it was made, for a sandbox. Its steps are not announced: it is no task.
     pub(crate) sandbox: Option<Moment>,
+    /// What it is to be restored from when it is started.
+    pub(crate) images: Option<Images>,
 }
 
 /// The tasks of this shim.
 #[derive(Debug)]
 pub struct Supervisor {
-    poller: Rc<Poller>,
+    pub(crate) poller: Rc<Poller>,
     pub(crate) namespace: String,
     pub(crate) entries: BTreeMap<String, Entry>,
     pub(crate) by_pid: BTreeMap<i32, (String, String)>,
-    loggers: BTreeMap<i32, Option<Instant>>,
-    next_watch: u32,
+    pub(crate) loggers: BTreeMap<i32, Option<Instant>>,
+    pub(crate) next_watch: u32,
     pub(crate) shutting_down: bool,
     /// Attached inputs whose end is the process's: container, execution, copier.
     pub(crate) once: Vec<(String, String, u32)>,
@@ -153,39 +157,6 @@ impl Supervisor {
             publisher,
             waited: Vec::new(),
         }
-    }
-
-    /// Makes a container; its first process waits for start. Returns its process id.
-    ///
-    /// # Errors
-    /// `AlreadyExists`, what is wrong with the configuration or streams, or the runtime's error; nothing is left behind.
-    pub fn create(&mut self, wanted: CreateTask) -> Result<i32, Error> {
-        wanted.id.parse::<Id>().map_err(|error| Error::usage(error.to_string()))?;
-        if self.entries.contains_key(&wanted.id) {
-            return Err(Error::refused(ErrorKind::AlreadyExists, format!("task {} exists already", wanted.id)));
-        }
-        let (pid, entry) = self.make(&wanted)?;
-        if let Some(logger) = entry.members.values().find_map(|member| member.attached.logger_pid()) {
-            self.loggers.insert(logger, None);
-        }
-        self.by_pid.insert(pid, (wanted.id.clone(), String::new()));
-        if let Err(error) = entry.bundle.write_pid(pid) {
-            log::warning("init.pid cannot be written", &error);
-        }
-        self.announce_create(&wanted, pid);
-        self.entries.insert(wanted.id, entry);
-        Ok(pid)
-    }
-
-    /// Starts the first process, or an execution. Returns its process id.
-    ///
-    /// # Errors
-    /// The state machine's refusal or the runtime's error.
-    pub fn start(&mut self, id: &str, exec: &str) -> Result<i32, Error> {
-        self.entry(id)?.task.check(Step::Start { exec, pid: 0 })?;
-        let pid = if exec.is_empty() { self.start_init(id)? } else { self.start_exec(id, exec)? };
-        self.step(id, Step::Start { exec, pid })?;
-        Ok(pid)
     }
 
     /// Notes that a further process is wanted; `document` is its OCI process.
@@ -219,6 +190,9 @@ impl Supervisor {
         let signal = i32::try_from(signal).unwrap_or(-1);
         if !exec.is_empty() {
             return signal_process(entry.task.process(exec)?.pid, signal);
+        }
+        if entry.images.is_some() {
+            return self.give_up(id, signal);
         }
         entry.runtime.kill(signal, all)?;
         if signal == libc::SIGKILL && entry.task.process("")?.phase == Phase::Paused {
@@ -421,84 +395,6 @@ impl Supervisor {
         }
     }
 
-    /// Opens the streams and makes the container; on error nothing is left of either.
-    fn make(&mut self, wanted: &CreateTask) -> Result<(i32, Entry), Error> {
-        let bundle = Bundle::new(&wanted.bundle);
-        let spec = Spec::load(bundle.dir()).map_err(Error::runtime("create"))?;
-        let owner = pipe_owner(&spec, &wanted.options);
-        let prepared = Prepared::open(&wanted.streams, Owner { id: &wanted.id, namespace: &self.namespace }, owner)?;
-        let mounts: Vec<Mount> = wanted.rootfs.iter().map(mount).collect();
-        let created = Runtime::create(Wanted {
-            id: &wanted.id,
-            namespace: &self.namespace,
-            bundle: &bundle,
-            spec: &spec,
-            mounts: &mounts,
-            io: if wanted.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) },
-            options: &wanted.options,
-        });
-        let Created { mut runtime, pid, console } = match created {
-            Ok(created) => created,
-            Err(error) => {
-                self.abandon(prepared);
-                return Err(error);
-            }
-        };
-        let attached = prepared.attach(console, &mut self.movers).inspect_err(|_| {
-            // The first error is the one to report; what is left of the container is found by its bundle.
-            let _ = runtime.delete(true);
-        })?;
-        let member = Member { streams: wanted.streams.clone(), attached, ..Member::default() };
-        let members = BTreeMap::from([(String::new(), member)]);
-        let owns_pid_namespace = spec.has_new(NamespaceKind::Pid);
-        let task = Task::created(pid);
-        Ok((pid, Entry { task, bundle, runtime, members, oom: None, owns_pid_namespace, owner, sandbox: None }))
-    }
-
-    fn start_init(&mut self, id: &str) -> Result<i32, Error> {
-        let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
-        entry.runtime.start()?;
-        // Only from here on: the set-up itself is not worth a notice.
-        if let Some(watch) = entry.runtime.oom_watch() {
-            let number = self.next_watch;
-            self.next_watch = number.wrapping_add(1);
-            if self.poller.add(&watch, Token::Oom(number), Interest::READ).is_ok() {
-                entry.oom = Some((number, watch));
-            }
-        }
-        Ok(entry.task.process("")?.pid)
-    }
-
-    fn start_exec(&mut self, id: &str, exec: &str) -> Result<i32, Error> {
-        let entry = self.entries.get_mut(id).ok_or_else(not_found)?;
-        let member = entry.members.get_mut(exec).ok_or_else(not_found)?;
-        let prepared = Prepared::open(&member.streams, Owner { id, namespace: &self.namespace }, entry.owner)?;
-        let io = if member.streams.terminal { ProcessIo::Terminal } else { ProcessIo::Fds(prepared.child()) };
-        let own = member.limit.is_some().then(|| own_cgroup(exec));
-        let executed = match entry.runtime.exec(exec, &member.document, io, own.as_deref()) {
-            Ok(executed) => executed,
-            Err(error) => {
-                self.abandon(prepared);
-                return Err(error);
-            }
-        };
-        member.deadline = member.limit.filter(|limit| !limit.is_zero()).map(|limit| Instant::now() + limit);
-        member.attached = match prepared.attach(executed.console, &mut self.movers) {
-            Ok(attached) => attached,
-            Err(error) => {
-                // Reaped as a stranger; the execution is still to be started.
-                let _ = signal_process(executed.pid, libc::SIGKILL);
-                return Err(error);
-            }
-        };
-        member.document = Vec::new();
-        self.by_pid.insert(executed.pid, (id.to_owned(), exec.to_owned()));
-        if let Some(pid) = member.attached.logger_pid() {
-            self.loggers.insert(pid, None);
-        }
-        Ok(executed.pid)
-    }
-
     fn died(&mut self, dead: Dead) {
         self.loggers.remove(&dead.pid);
         let Some((id, exec)) = self.by_pid.remove(&dead.pid) else { return };
@@ -506,10 +402,15 @@ impl Supervisor {
         if exec.is_empty() {
             self.init_died(&id, exit);
         }
-        if let Err(error) = self.step(&id, Step::Exit { exec: &exec, exit }) {
+        self.exited(&id, &exec, exit);
+    }
+
+    /// A process has ended: that is noted, announced, and told to those who wait for it.
+    pub(crate) fn exited(&mut self, id: &str, exec: &str, exit: Exit) {
+        if let Err(error) = self.step(id, Step::Exit { exec, exit }) {
             log::warning("an exit came in no order", &error);
         }
-        let Some(member) = self.entries.get_mut(&id).and_then(|entry| entry.members.get_mut(&exec)) else { return };
+        let Some(member) = self.entries.get_mut(id).and_then(|entry| entry.members.get_mut(exec)) else { return };
         member.attached.process_ended(&mut self.movers.copiers);
         member.deadline = None;
         let exit = Answer::Exit(exit);
@@ -542,6 +443,9 @@ impl Supervisor {
 
     /// Kills a first process and waits for its end.
     pub(crate) fn end_init(&mut self, id: &str) -> Result<(), Error> {
+        if self.entry(id)?.images.is_some() {
+            return self.give_up(id, libc::SIGKILL);
+        }
         match self.entry_mut(id)?.runtime.kill(libc::SIGKILL, false) {
             // It died by itself, for example because its program could not be executed.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -600,35 +504,13 @@ impl Supervisor {
         }
     }
 
-    /// The streams of a process that could not be made.
-    fn abandon(&mut self, prepared: Prepared) {
-        if let Some(logger) = prepared.abandon() {
-            self.end_logger(&logger);
-        }
-    }
-
-    fn end_logger(&mut self, logger: &Logger) {
+    pub(crate) fn end_logger(&mut self, logger: &Logger) {
         // One that is not listed any more has been reaped: its id may be another's by now.
         if reaper::has_ended(logger.pid) {
             return;
         }
         logger.signal(Signal::SIGTERM);
         self.loggers.insert(logger.pid, Some(Instant::now() + LOGGER_GRACE));
-    }
-
-    fn announce_create(&mut self, wanted: &CreateTask, pid: i32) {
-        let Streams { stdin, stdout, stderr, terminal } = wanted.streams.clone();
-        self.publisher.publish(
-            "/tasks/create",
-            &events_pb::TaskCreate {
-                container_id: wanted.id.clone(),
-                bundle: wanted.bundle.clone(),
-                rootfs: wanted.rootfs.clone(),
-                io: Some(events_pb::TaskIo { stdin, stdout, stderr, terminal }),
-                checkpoint: String::new(),
-                pid: pid.cast_unsigned(),
-            },
-        );
     }
 
     pub(crate) fn step(&mut self, id: &str, step: Step<'_>) -> Result<(), Error> {
@@ -650,7 +532,7 @@ impl Supervisor {
 }
 
 /// Name of an execution's own cgroup.
-fn own_cgroup(exec: &str) -> String {
+pub(crate) fn own_cgroup(exec: &str) -> String {
     format!("exec-{exec}")
 }
 
@@ -658,50 +540,12 @@ pub(crate) fn not_found() -> Error {
     Error::refused(ErrorKind::NotFound, "container not created: not found")
 }
 
-fn signal_process(pid: i32, signal: i32) -> Result<(), Error> {
+pub(crate) fn signal_process(pid: i32, signal: i32) -> Result<(), Error> {
     // Only this thread reaps, so the id cannot have become another's.
     let signal = Signal::try_from(signal);
     let signal = signal.map_err(|_| Error::refused(ErrorKind::InvalidArgument, "no such signal"))?;
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal) {
         Err(nix::errno::Errno::ESRCH) => Err(Error::refused(ErrorKind::NotFound, "process already finished")),
         other => other.map_err(|error| Error::system("kill", error)),
-    }
-}
-
-/// Who owns the pipes: whom the client names, else the process's own user as the host sees it.
-fn pipe_owner(spec: &Spec, options: &Options) -> PipeOwner {
-    if options.io_uid != 0 || options.io_gid != 0 {
-        return PipeOwner { uid: options.io_uid, gid: options.io_gid };
-    }
-    let Some(process) = &spec.process else { return PipeOwner::default() };
-    PipeOwner {
-        uid: on_host(&spec.linux.uid_mappings, process.user.uid),
-        gid: on_host(&spec.linux.gid_mappings, process.user.gid),
-    }
-}
-
-fn on_host(mappings: &[IdMapping], id: u32) -> u32 {
-    let within = |map: &&IdMapping| id.checked_sub(map.container_id).is_some_and(|offset| offset < map.size);
-    let mapped = mappings.iter().find(within).and_then(|map| map.host_id.checked_add(id - map.container_id));
-    mapped.unwrap_or(id)
-}
-
-pub(crate) fn mount(mount: &MountPb) -> Mount {
-    Mount {
-        kind: mount.r#type.clone(),
-        source: mount.source.clone(),
-        target: mount.target.clone(),
-        options: mount.options.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_mapped_to_the_host() {
-        let map = [IdMapping { container_id: 0, host_id: 100_000, size: 10 }];
-        assert_eq!((on_host(&map, 3), on_host(&map, 10), on_host(&[], 7)), (100_003, 10, 7));
     }
 }

@@ -207,8 +207,8 @@ impl Task {
     pub fn step(&mut self, step: Step<'_>) -> Result<Notice, Error> {
         self.check(step)?;
         Ok(match step {
-            Step::Start { exec: "", .. } => {
-                self.init.phase = Phase::Running;
+            Step::Start { exec: "", pid } => {
+                self.init = Process { phase: Phase::Running, pid };
                 Notice::Started { pid: self.init.pid }
             }
             Step::Start { exec, pid } => {

@@ -280,7 +280,7 @@ async fn what_makes_no_sense_is_refused_with_the_code_clients_expect(kind: Kind)
     );
     assert_eq!(
         kind_of(container.create(&world, |r| r.checkpoint = "/c".into()).await.map(drop)),
-        ErrorKind::Unimplemented
+        ErrorKind::InvalidArgument
     );
     container.create(&world, |_| {}).await.unwrap();
     assert_eq!(kind_of(container.create(&world, |_| {}).await.map(drop)), ErrorKind::AlreadyExists);
