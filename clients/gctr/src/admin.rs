@@ -1,10 +1,12 @@
-//! `gctr gc`, `gctr ops` and `gctr du`: what the daemon's own service says.
+//! `gctr gc`, `gctr ops`, `gctr du`, `gctr image check` and `gctr fsck`: what the daemon's own service says.
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 
 use gantry_client::Client;
 use gantry_client::pb::gantry::admin::v1::{
-    CollectGarbageRequest, ListOperationsRequest, Node, UsageEntry, UsageRequest, usage_entry::State,
+    CheckRequest, CheckSums, CollectGarbageRequest, ListOperationsRequest, Node, UsageEntry, UsageRequest,
+    finding::Outcome, usage_entry::State,
 };
 use serde_json::Value;
 
@@ -54,6 +56,45 @@ fn kind(node: &Node) -> String {
 
 fn short(node: &Node) -> String {
     format!("{} {}", kind(node), node.name)
+}
+
+/// Checks images, or everything; fails where something stays broken.
+pub async fn check(client: &Client, images: Vec<String>, mend: bool, json: bool) -> Result<ExitCode, Error> {
+    let request = CheckRequest { namespace: client.namespace().to_string(), images, mend };
+    let mut stream = client.admin().check(request).await?.into_inner();
+    let mut table = Table::new(&["state", "namespace", "kind", "name", "problem", "detail"]);
+    let (mut sums, mut broken) = (CheckSums::default(), false);
+    while let Some(part) = stream.message().await? {
+        for finding in part.findings {
+            let state = match finding.outcome() {
+                Outcome::Mended => "mended",
+                Outcome::Removed => "removed",
+                Outcome::Told | Outcome::Failed | Outcome::Unspecified => "broken",
+            };
+            broken |= state == "broken";
+            let node = finding.node.unwrap_or_default();
+            let (problem, detail) = (finding.problem.into(), finding.detail.into());
+            table.row([
+                state.into(),
+                node.namespace.clone().into(),
+                kind(&node).into(),
+                node.name.into(),
+                problem,
+                detail,
+            ]);
+        }
+        sums = part.sums.unwrap_or(sums);
+    }
+    table.print(json);
+    if !json {
+        let CheckSums { blobs, snapshots, passed_over, bytes, took } = sums;
+        let took = took.map_or(0.0, |took| took.seconds as f64 + f64::from(took.nanos) / 1e9);
+        let read = text(&size(bytes, false));
+        println!(
+            "{blobs} blobs and {snapshots} snapshots checked, {read} in {took:.1} s; {passed_over} snapshots passed over"
+        );
+    }
+    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// What runs, oldest first.

@@ -54,7 +54,8 @@ pub enum Command {
         #[arg(short, long)]
         force: bool,
     },
-    /// List, tag and remove images.
+    /// List, tag, check and remove images.
+    #[command(alias = "image")]
     Images {
         /// Without one: list.
         #[command(subcommand)]
@@ -108,6 +109,12 @@ pub enum Command {
         /// Print only what belongs to nobody.
         #[arg(long)]
         unowned: bool,
+    },
+    /// Compare all blobs and unpacked layers with what they should be. Exits with 1 where something stays broken.
+    Fsck {
+        /// Fetch again or unpack again what is broken; blobs that cannot be had are removed.
+        #[arg(long)]
+        repair: bool,
     },
     /// Print the versions of this tool and of the daemon.
     Version,
@@ -237,6 +244,15 @@ pub enum Images {
         source: String,
         /// The new name.
         target: String,
+    },
+    /// Compare what images are made of with what it should be. Exits with 1 where something stays broken.
+    Check {
+        /// The images.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Fetch again or unpack again what is broken; blobs that cannot be had are removed.
+        #[arg(long)]
+        repair: bool,
     },
     /// Remove names; what nothing refers to any more is collected.
     Rm {

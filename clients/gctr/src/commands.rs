@@ -25,6 +25,10 @@ pub async fn dispatch(args: Args) -> Result<ExitCode, Error> {
         Command::Ps => ps(client, json).await?,
         Command::Kill { container, signal, all } => client.task(&container).kill(signal_number(&signal)?, all).await?,
         Command::Rm { containers, force } => rm(client, &containers, force).await?,
+        Command::Images { command: Some(Images::Check { names, repair }) } => {
+            return admin::check(client, names, repair, json).await;
+        }
+        Command::Fsck { repair } => return admin::check(client, Vec::new(), repair, json).await,
         Command::Images { command } => images(client, command.unwrap_or(Images::Ls), json).await?,
         Command::Content { command } => content(client, command.unwrap_or(Content::Ls), json).await?,
         Command::Snapshots { snapshotter, command } => {
@@ -131,6 +135,8 @@ async fn images(client: &Client, command: Images, json: bool) -> Result<(), Erro
             }
             table.print(json);
         }
+        // It has an exit code of its own.
+        Images::Check { names, repair } => drop(admin::check(client, names, repair, json).await?),
         Images::Tag { source, target } => {
             let found =
                 client.images().get(GetImageRequest { name: source }).await?.into_inner().image.unwrap_or_default();

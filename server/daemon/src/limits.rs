@@ -32,6 +32,7 @@ const LONG: &[&str] = &[
     "/containerd.services.streaming.v1.Streaming/Stream",
     "/containerd.services.tasks.v1.Tasks/Wait",
     "/containerd.services.transfer.v1.Transfer/Transfer",
+    "/gantry.admin.v1.Admin/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",

@@ -73,7 +73,7 @@ impl Reload {
         notices.iter().filter(|notice| !notice.known).for_each(|notice| tracing::warn!("{notice}"));
         let changes = Changes::between(&self.config, &config);
         // From here on nothing can fail.
-        self.engine.reload(config.engine_registry(), config.engine_runtimes());
+        self.engine.reload(config.engine_registry(), config.engine_runtimes(), config.concurrent_unpacks);
         if self.config.tcp.cert.is_some() && certificates.is_some() {
             self.certificates.set(certificates);
         }

@@ -34,6 +34,8 @@ pub struct Config {
     pub registry: gantry_registry::Config,
     /// What a layer may contain.
     pub unpack: UnpackLimits,
+    /// After a stop that was not clean, check what was committed since the last mark.
+    pub check_at_start: bool,
     /// Layers fetched at once for one pull.
     pub concurrent_downloads: usize,
     /// Layers unpacked at once, over all pulls.
@@ -61,6 +63,8 @@ pub struct Config {
     /// What pulls by the transfer service unpack, where the client leaves it to the daemon; empty: the host's platform
     /// by the default snapshotter.
     pub unpack_platforms: Vec<UnpackPlatform>,
+    /// A file that says which images need a signature, and by which keys; none: no check.
+    pub signature_policy: Option<PathBuf>,
     /// Programs that must agree to an image before it is pulled; none: no check.
     pub image_verifier: Option<ImageVerifier>,
 }
@@ -246,6 +250,7 @@ impl Config {
             debug: false,
             registry: gantry_registry::Config::default(),
             unpack: UnpackLimits::default(),
+            check_at_start: true,
             concurrent_downloads: 6,
             concurrent_unpacks: 4,
             gc: GcConfig::default(),
@@ -259,6 +264,7 @@ impl Config {
             snapshotters: SnapshotterConfigs::default(),
             differs: vec!["walking".into()],
             unpack_platforms: Vec::new(),
+            signature_policy: None,
             image_verifier: Some(ImageVerifier::default()),
             state,
         }

@@ -42,8 +42,9 @@ impl Containers {
     /// Enters a container; its times are set here.
     ///
     /// # Errors
-    /// `AlreadyExists`, `InvalidArgument`.
+    /// `AlreadyExists`, `InvalidArgument`; `PermissionDenied` where the signature policy keeps its image out.
     pub async fn create(&self, scope: &Scope, container: Container) -> Result<Container> {
+        crate::policy::at_creation(&self.core, &scope.namespace, &container.image).await?;
         let note = origin::note(&self.core, scope, &container.image, &container.labels).await;
         let container = self.core.db.containers(&scope.namespace).create_noted(container, note).await?;
         let options = container.runtime.options.clone();

@@ -10,9 +10,10 @@ use gantry_registry::Registry;
 use gantry_snapshots::Snapshotter;
 use gantry_types::{Any, Fields, Filter, Namespace, Scope};
 use prost::{Message, Name};
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::check::Doubt;
 use crate::events::Events;
 use crate::gc::Garbage;
 use crate::keyed::Keyed;
@@ -42,8 +43,10 @@ pub(crate) struct Core {
     pub(crate) activating: Keyed,
     /// Asks for collections.
     pub(crate) garbage: Garbage,
+    /// What may not be built on.
+    pub(crate) doubt: Doubt,
     /// Bounds the layers unpacked at once.
-    pub(crate) unpacking: Semaphore,
+    pub(crate) unpacking: Live<Workers>,
     /// Ends what runs in the background.
     pub(crate) stop: CancellationToken,
 }
@@ -63,6 +66,30 @@ impl Core {
         let found = self.snapshotters.get(name);
         let snapshotter = found.ok_or_else(|| Error::invalid("snapshotter", format!("there is no {name:?}")))?;
         Ok((name, snapshotter))
+    }
+}
+
+/// So many at once, over all calls.
+#[derive(Clone)]
+pub(crate) struct Workers {
+    pub(crate) most: usize,
+    places: Arc<Semaphore>,
+}
+
+impl Workers {
+    pub(crate) fn new(most: usize) -> Workers {
+        let most = most.max(1);
+        Workers { most, places: Arc::new(Semaphore::new(most)) }
+    }
+
+    /// A place as soon as there is one.
+    pub(crate) async fn enter(self) -> Result<OwnedSemaphorePermit> {
+        self.places.acquire_owned().await.map_err(|_| Error::Stopped { what: "unpack" })
+    }
+
+    /// A place, if there is one now.
+    pub(crate) fn try_enter(self) -> Option<OwnedSemaphorePermit> {
+        self.places.try_acquire_owned().ok()
     }
 }
 

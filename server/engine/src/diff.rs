@@ -122,7 +122,7 @@ impl Diff {
         let operation = self.core.ops.begin("apply", layer.digest.as_str(), Some(&scope.namespace), scope.deadline);
         let reader = self.content.reader(scope, &layer.digest).await?;
         operation.stage("waiting for a free unpacker");
-        let _permit = self.core.unpacking.acquire().await.map_err(|_| Error::Stopped { what: "apply" })?;
+        let _permit = self.core.unpacking.get().enter().await?;
         operation.stage("mounting");
         // An image is written without any mount.
         let (as_image, native) = (place::erofs_layer(mounts).is_some(), is_erofs(&layer.media_type));
@@ -137,6 +137,8 @@ impl Diff {
             limits: self.core.config.unpack,
             mounts: held.as_ref().map_or(mounts, |held| &held.mounts).to_vec(),
             below,
+            // Clients may change what they have mounted before they commit it.
+            sums: None,
         };
         let applied = match job(Below::Shown).run_stored(Arc::clone(&reader), sync).await {
             Err(error) if place::needs_lower(&error) => job(Below::Needed).run_stored(reader, sync).await,
@@ -248,6 +250,8 @@ pub(crate) struct Job {
     pub(crate) mounts: Vec<Mount>,
     /// What of the layers below is at hand.
     pub(crate) below: Below,
+    /// Where to leave a list of what was unpacked.
+    pub(crate) sums: Option<std::path::PathBuf>,
 }
 
 impl Job {
@@ -294,7 +298,7 @@ impl Job {
             ratio: self.limits.max_ratio,
             ..Limits::default()
         };
-        let options = Options { limits, control, ..Options::default() };
+        let options = Options { limits, control, sums: self.sums.clone(), ..Options::default() };
         let plain = self.recipe.open(layer, programs)?;
         let compression = self.recipe.compression();
         if self.native {

@@ -10,12 +10,13 @@ use gantry_registry::Registry;
 use gantry_shims::{Forwarded, Shims};
 use gantry_snapshots::{Btrfs, Erofs, ErofsConfig, Native, Overlay, OverlayConfig, Snapshotter};
 use gantry_types::Any;
-use tokio::sync::{RwLock, Semaphore, mpsc};
+use tokio::sync::{RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::check::Check;
 use crate::containers::Containers;
 use crate::content::Content;
-use crate::core::Core;
+use crate::core::{Core, Workers};
 use crate::diff::Diff;
 use crate::events::Events;
 use crate::gc::{Garbage, Gc};
@@ -66,6 +67,8 @@ pub struct Engine {
     pub transfer: Transfer,
     /// The collector.
     pub gc: Gc,
+    /// Comparing what is stored with what it should be.
+    pub check: Check,
     /// What is under way.
     pub ops: Ops,
     pub(crate) core: Arc<Core>,
@@ -110,6 +113,13 @@ impl Engine {
         for (name, remote) in &core.sandboxers {
             engine.sandboxes.register(name, Arc::new(remote.clone()));
         }
+        if core.config.check_at_start {
+            match engine.check.at_start().await {
+                Ok(Some(check)) => drop(tokio::spawn(check.run())),
+                Ok(None) => {}
+                Err(error) => repairs.note("check of what the last run has committed", format!("not begun: {error}")),
+            }
+        }
         // Events that waited in the shims come while the tasks are found again.
         tokio::spawn(take_in(engine.tasks.clone(), reports, core.stop.clone()));
         crate::tasks::pipes::clear(&engine.core.config.state);
@@ -133,6 +143,7 @@ impl Engine {
         let snapshots = Snapshots { core: shared() };
         let images = Images { core: shared(), gc: gc.clone() };
         let leases = Leases { core: shared(), gc: gc.clone() };
+        let transfer = Transfer::new(core, content.clone(), snapshots.clone(), images.clone(), leases.clone());
         Engine {
             namespaces: Namespaces { core: shared() },
             containers: Containers { core: shared() },
@@ -141,7 +152,8 @@ impl Engine {
             events: core.events.clone(),
             mounts: Mounts::new(core),
             diff: Diff { core: shared(), content: content.clone() },
-            transfer: Transfer::new(core, content.clone(), snapshots.clone(), images.clone(), leases.clone()),
+            check: Check { core: shared(), transfer: transfer.clone() },
+            transfer,
             ops: core.ops.clone(),
             core: shared(),
             content,
@@ -157,9 +169,12 @@ impl Engine {
         &self.core.config
     }
 
-    /// Takes over other settings of registries and other shim binaries by runtime name. What runs goes on as it began;
-    /// [`Engine::config`] still gives the settings of the start.
-    pub fn reload(&self, registry: gantry_registry::Config, runtimes: BTreeMap<String, PathBuf>) {
+    /// Takes over other settings of registries, other shim binaries by runtime name, and how many layers are unpacked at
+    /// once. What runs goes on as it began; [`Engine::config`] still gives the settings of the start.
+    pub fn reload(&self, registry: gantry_registry::Config, runtimes: BTreeMap<String, PathBuf>, unpacks: usize) {
+        if self.core.unpacking.get().most != unpacks.max(1) {
+            self.core.unpacking.set(Workers::new(unpacks));
+        }
         self.core.registry.set(Registry::new(registry));
         self.tasks.shims.set_runtimes(runtimes);
     }
@@ -180,6 +195,9 @@ impl Engine {
     /// Stops what the engine does in the background and makes its records durable. Containers run on.
     pub async fn close(&self) {
         self.core.stop.cancel();
+        if let Err(error) = self.check.stop_clean().await {
+            tracing::warn!(%error, "the next start checks what was committed");
+        }
         if let Err(error) = self.core.db.export().await {
             tracing::warn!(%error, "records not exported");
         }
@@ -218,7 +236,8 @@ async fn open_core(config: Config, repairs: &mut Repairs) -> Result<Core> {
         joining: Keyed::default(),
         activating: Keyed::default(),
         garbage: Garbage::default(),
-        unpacking: Semaphore::new(config.concurrent_unpacks.max(1)),
+        doubt: crate::check::Doubt::default(),
+        unpacking: Live::new(Workers::new(config.concurrent_unpacks)),
         stop: CancellationToken::new(),
         config,
     })

@@ -168,6 +168,9 @@ pub enum Error {
         /// The blob.
         digest: Digest,
     },
+    /// The operator's policy keeps an image out.
+    #[error(transparent)]
+    Policy(Box<crate::policy::Refused>),
     /// A program of the operator does not let an image in.
     #[error("image verifier {program} blocks the pull of {image}: {reason}")]
     Verifier {
@@ -211,6 +214,12 @@ impl Error {
     }
 }
 
+impl From<crate::policy::Refused> for Error {
+    fn from(refused: crate::policy::Refused) -> Error {
+        Error::Policy(Box::new(refused))
+    }
+}
+
 impl HasKind for Error {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -227,6 +236,7 @@ impl HasKind for Error {
             Error::Id(e) => e.kind(),
             Error::Reference(e) => e.kind(),
             Error::Filter(e) => e.kind(),
+            Error::Policy(e) => e.kind(),
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Error::Invalid { .. } | Error::BadBlob { .. } => ErrorKind::InvalidArgument,

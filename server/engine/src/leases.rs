@@ -86,9 +86,14 @@ impl Leases {
         let expire = rfc3339(SystemTime::now() + limit);
         let labels = Labels::from([(gantry_types::labels::GC_EXPIRE.to_owned(), expire)]);
         let id = unique();
-        self.create(scope, Some(&id), labels).await?;
         let covered = Scope { lease: Some(id.clone()), ..scope.clone() };
-        Ok((covered, Some(Cover { leases: self.clone(), scope: scope.clone(), id: Some(id) })))
+        // Before the lease: a caller may go away while it is made.
+        let mut cover = Cover { leases: self.clone(), scope: scope.clone(), id: Some(id.clone()) };
+        if let Err(error) = self.create(scope, Some(&id), labels).await {
+            cover.id = None;
+            return Err(error);
+        }
+        Ok((covered, Some(cover)))
     }
 
     fn named(&self, resource: Resource) -> Resource {
@@ -111,9 +116,11 @@ pub(crate) struct Cover {
 impl Cover {
     /// Ends the lease.
     pub(crate) async fn end(mut self) {
-        if let Some(id) = self.id.take() {
+        if let Some(id) = self.id.clone() {
             end(&self.leases, &self.scope, &id).await;
         }
+        // Only now: who is broken off before this ends it once more.
+        self.id = None;
     }
 }
 

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 mod config;
 pub mod containers;
 pub mod content;
@@ -29,6 +30,7 @@ pub mod namespaces;
 pub mod ops;
 mod place;
 mod plugins;
+mod policy;
 mod processors;
 mod restore;
 pub mod sandboxes;
@@ -53,3 +55,4 @@ pub use gantry_spec as spec;
 pub use gantry_types::{
     Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Id, Labels, Mount, Namespace, Platform, Scope,
 };
+pub use policy::Refused;

@@ -163,6 +163,9 @@ impl Snapshots {
         }
         self.refuse_present(scope, name, key).await?;
         let parent = (!parent.is_empty()).then(|| records.get(parent)).transpose()?;
+        if let Some(parent) = &parent {
+            self.trust(scope, name, parent).await?;
+        }
         let new = New { snapshotter: name.to_owned(), kind, key: key.to_owned(), parent, labels };
         let (snapshots, scope) = (self.clone(), scope.clone());
         // Runs to its end when the caller goes away: a directory without a record would be nobody's.
@@ -329,6 +332,28 @@ impl Snapshots {
             tracing::warn!(internal, %error, "snapshot without a record stays until the next collection");
             self.core.garbage.leave_snapshot(name, internal);
         }
+    }
+
+    /// Waits until it is known that a snapshot and those below it hold what was unpacked.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where one does not, `DeadlineExceeded`.
+    pub(crate) async fn trust(&self, scope: &Scope, snapshotter: &str, top: &Snapshot) -> Result<()> {
+        let doubt = &self.core.doubt;
+        if doubt.is_empty() {
+            return Ok(());
+        }
+        let records = self.core.db.snapshots(&scope.namespace, snapshotter);
+        let mut next = Some(top.clone());
+        while let Some(snapshot) = next {
+            let name = (snapshotter.to_owned(), snapshot.internal.clone());
+            if let Some(problem) = doubt.verdict(&name, scope.deadline).await? {
+                let reason = format!("it is damaged ({problem}); pull its image again, or run `gctr fsck --repair`");
+                return Err(Error::Precondition { what: "snapshot", name: snapshot.key, reason });
+            }
+            next = snapshot.parent.as_deref().and_then(|parent| records.get(parent).ok());
+        }
+        Ok(())
     }
 
     /// What a caller wants to make and is there already, its lease keeps from now on.

@@ -304,13 +304,13 @@ impl Owners {
             return Found::Whole(Kind::Snapshot, state(owner), owner.clone(), name.to_owned());
         }
         match rest {
-            ["snapshots" | "records" | "trash"] => Found::Within,
+            ["snapshots" | "records" | "trash" | "sums"] => Found::Within,
             ["lock" | "format"] => ours(Kind::Daemon),
             ["trash", number] if number.parse::<u64>().is_ok() => {
                 Found::Whole(Kind::Trash, State::Garbage, Owner::default(), name.to_owned())
             }
             // Made or removed at this moment.
-            ["snapshots" | "records", id] if id.trim_end_matches(".tmp").parse::<u64>().is_ok() => {
+            ["snapshots" | "records" | "sums", id] if id.trim_end_matches(".tmp").parse::<u64>().is_ok() => {
                 Found::Whole(Kind::Snapshot, State::Garbage, Owner::default(), name.to_owned())
             }
             _ => foreign(),

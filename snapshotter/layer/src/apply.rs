@@ -13,6 +13,7 @@ mod own;
 mod path;
 mod places;
 
+pub(crate) use extract::remove_below;
 use extract::{Extractor, within};
 
 use crate::archive::{Entry, Reader};
@@ -20,7 +21,7 @@ use crate::archive::{Entry, Reader};
 pub use error::{ApplyError, Limit, Reason};
 pub(crate) use error::{call, shown};
 pub(crate) use lower::{Lowers, all_xattrs_at, is_opaque, xattrs_at};
-pub(crate) use metadata::{admit_xattrs, mtime, through_descriptor};
+pub(crate) use metadata::{Process, admit_xattrs, mtime, through_descriptor};
 pub(crate) use path::{Wish, clean, components, wish};
 
 /// How the removals in a layer (`.wh.NAME` and `.wh..wh..opq`) are carried out.
@@ -123,6 +124,8 @@ pub struct Options {
     pub refuse_absolute: bool,
     /// Leave all files to the calling user, and skip device nodes, for a process without the rights to do otherwise.
     pub unprivileged: bool,
+    /// Where to write a list of what was unpacked, for [`check`](crate::check); none: nowhere.
+    pub sums: Option<PathBuf>,
     /// When to refuse.
     pub limits: Limits,
     /// Progress and cancellation.
@@ -146,14 +149,20 @@ pub struct Applied {
 /// The root's own entry (`./`) is ignored. On error the directory is left as it is at that moment: the caller
 /// throws it away. Nothing is synced to the disk.
 pub fn apply<R: Read>(tar: R, root: &Path, options: &Options) -> Result<Applied, ApplyError> {
-    apply_buffered(BufReader::with_capacity(256 << 10, tar), root, options)
+    let process = Process::current(options.unprivileged);
+    apply_buffered(BufReader::with_capacity(256 << 10, tar), root, options, process)
 }
 
 /// [`apply`] for a stream that has a buffer of its own.
-pub(crate) fn apply_buffered<R: BufRead>(tar: R, root: &Path, options: &Options) -> Result<Applied, ApplyError> {
+pub(crate) fn apply_buffered<R: BufRead>(
+    tar: R,
+    root: &Path,
+    options: &Options,
+    process: Process,
+) -> Result<Applied, ApplyError> {
     let outside = |reason| ApplyError::at(b"", reason);
     let mut reader = Reader::new(tar, options.limits.extended_header, Arc::clone(&options.control));
-    let mut extractor = Extractor::new(root, options).map_err(outside)?;
+    let mut extractor = Extractor::new(root, options, process).map_err(outside)?;
     let mut applied = applying(&mut reader, options, |entry, reader| extractor.entry(entry, reader))?;
     extractor.finish().map_err(|(path, reason)| ApplyError::at(&path, reason))?;
     reader.drain().map_err(outside)?;

@@ -13,10 +13,12 @@
 mod apply;
 mod archive;
 mod compress;
+mod confine;
 mod decompress;
 mod diff;
 mod dirs;
 mod erofs;
+mod sums;
 #[cfg(any(test, feature = "testing"))]
 pub mod tree;
 mod unpack;
@@ -27,4 +29,5 @@ pub use decompress::{Decompressor, compression_of};
 pub use diff::{DiffError, DiffOptions, Times, Written, diff, diff_overlay};
 pub use erofs::{image_of_directory, image_of_tar};
 pub use gantry_types::media_type::Compression;
+pub use sums::{CheckError, Checked, Difference, check};
 pub use unpack::{Unpacked, unpack, unpack_to_image};

@@ -10,7 +10,8 @@ use std::thread;
 
 use gantry_types::{Algorithm, Digest, Hasher};
 
-use crate::apply::apply_buffered;
+use crate::apply::{Process, apply_buffered};
+use crate::confine::{Reach, confine};
 use crate::erofs::image_buffered;
 use crate::{Applied, ApplyError, Compression, Decompressor, Limit, Limits, Options, Reason};
 
@@ -25,9 +26,12 @@ pub struct Unpacked {
     pub compressed_bytes: u64,
 }
 
-/// Decompresses `layer`, computes its diff ID and applies it to the directory `root`, all at once: decompressing and
-/// hashing have a thread of their own each, applying is done by the caller's. Without a given compression the first
+/// Decompresses `layer`, computes its diff ID and applies it to the directory `root`, all at once: decompressing,
+/// hashing and applying have a thread of their own each. Without a given compression the first
 /// bytes tell. Reads `layer` to its end. At most 5 MiB wait between the threads.
+///
+/// The threads are confined as far as the kernel can ([`confine`](crate::confine)): `layer` is read where no file can be
+/// opened, and what applies it reaches nothing but `root`, the lower directories and the list of files.
 ///
 /// Returns only when no thread reads `layer` any more: whoever gives it sees to it that a read ends.
 pub fn unpack<R: Read + Send>(
@@ -36,7 +40,13 @@ pub fn unpack<R: Read + Send>(
     root: &Path,
     options: &Options,
 ) -> Result<Unpacked, ApplyError> {
-    pipeline(layer, compression, options, |tar| apply_buffered(tar, root, options))
+    let process = Process::current(options.unprivileged);
+    let reach = Reach { root: Some(root), read: &options.parents, file: options.sums.as_deref() };
+    if let Some(sums) = &options.sums {
+        let failed = |source| ApplyError::at(b"", Reason::Io { call: "make the list of files", source });
+        File::create(sums).map_err(failed)?;
+    }
+    pipeline(layer, compression, options, reach, |tar| apply_buffered(tar, root, options, process))
 }
 
 /// As [`unpack`], but the layer becomes an EROFS image in the empty file `image` ([`crate::image_of_tar`]).
@@ -46,14 +56,16 @@ pub fn unpack_to_image<R: Read + Send>(
     image: &File,
     options: &Options,
 ) -> Result<Unpacked, ApplyError> {
-    pipeline(layer, compression, options, |tar| image_buffered(tar, image, options))
+    let reach = Reach { root: None, read: &options.parents, file: None };
+    pipeline(layer, compression, options, reach, |tar| image_buffered(tar, image, options))
 }
 
 fn pipeline<R: Read + Send>(
     layer: R,
     compression: Option<Compression>,
     options: &Options,
-    take: impl FnOnce(Chunks) -> Result<Applied, ApplyError>,
+    reach: Reach<'_>,
+    take: impl FnOnce(Chunks) -> Result<Applied, ApplyError> + Send,
 ) -> Result<Unpacked, ApplyError> {
     let compressed = AtomicU64::new(0);
     let counted = Counted { layer, count: &compressed };
@@ -63,17 +75,26 @@ fn pipeline<R: Read + Send>(
     let (applied, diff_id) = thread::scope(|scope| {
         let hash = {
             let pool = pool.clone();
-            scope.spawn(move || hash(hashed, pool))
+            scope.spawn(move || {
+                confine(Reach::default());
+                hash(hashed, pool)
+            })
         };
         let outlets = Outlets { to_hash, to_apply, free };
         let (limits, compressed) = (&options.limits, &compressed);
-        scope.spawn(move || outlets.feed(counted, compression, limits, compressed));
-        let applied = take(Chunks { incoming: applied, current: None, pool });
-        (applied, hash.join())
+        scope.spawn(move || {
+            confine(Reach::default());
+            outlets.feed(counted, compression, limits, compressed);
+        });
+        let applying = scope.spawn(move || {
+            confine(reach);
+            take(Chunks { incoming: applied, current: None, pool })
+        });
+        (applying.join(), hash.join())
     });
-    let failed = |_| ApplyError::at(b"", Reason::Read(io::Error::other("the hashing thread panicked")));
+    let failed = |_| ApplyError::at(b"", Reason::Read(io::Error::other("a thread of the unpacker panicked")));
     Ok(Unpacked {
-        applied: applied?,
+        applied: applied.map_err(failed)??,
         diff_id: diff_id.map_err(failed)?,
         compressed_bytes: compressed.load(Ordering::Relaxed),
     })
@@ -222,5 +243,47 @@ impl Read for Chunks {
         let length = self.fill_buf()?.read(buffer)?;
         self.consume(length);
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// A layer whose reading is a trap: each read tries to get at a file outside.
+    struct Trap<'a> {
+        outside: &'a Path,
+        caught: &'a AtomicBool,
+    }
+
+    impl Read for Trap<'_> {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            self.caught.store(fs::read(self.outside).is_err(), Ordering::SeqCst);
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn neither_who_reads_nor_who_applies_a_layer_gets_out_of_the_root() {
+        let outer = tempfile::tempdir().unwrap();
+        let (root, outside) = (outer.path().join("root"), outer.path().join("secret"));
+        fs::create_dir(&root).unwrap();
+        fs::write(&outside, "secret").unwrap();
+        let (caught, options) = (AtomicBool::new(false), Options::default());
+        let trap = Trap { outside: &outside, caught: &caught };
+        let reach = Reach { root: Some(&root), ..Reach::default() };
+        let planted = |_: Chunks| {
+            let tried =
+                [fs::write(&outside, "mine"), fs::write(root.join("../new"), ""), fs::write(root.join("in"), "")];
+            assert_eq!(tried.map(|tried| tried.is_ok()), [false, false, true]);
+            Ok(Applied::default())
+        };
+        pipeline(trap, Some(Compression::None), &options, reach, planted).unwrap();
+        assert!(caught.load(Ordering::SeqCst));
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "secret");
+        assert!(!outer.path().join("new").exists() && root.join("in").exists());
     }
 }

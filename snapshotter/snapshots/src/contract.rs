@@ -1,6 +1,7 @@
 //! The trait every snapshotter implements, and its vocabulary.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -78,6 +79,17 @@ pub struct Usage {
     pub inodes: u64,
     /// Bytes allocated on disk.
     pub size: u64,
+}
+
+/// Where the files of a snapshot lie, for who compares them with what was unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Where the list of what was unpacked there is, or is to be written (`gantry_layer::Options::sums`).
+    pub sums: PathBuf,
+    /// Whether the directory holds this snapshot's changes alone, and not those of its parents.
+    pub alone: bool,
 }
 
 impl std::ops::AddAssign for Usage {
@@ -162,6 +174,21 @@ pub trait Snapshotter: Send + Sync + 'static {
 
     /// Returns when the files of the committed snapshot `name` (and of everything else on that file system) are durable.
     async fn sync(&self, name: &str) -> Result<(), Error>;
+
+    /// Where the files of `key` lie, where they are files of their own in a directory.
+    fn files(&self, _key: &str) -> Option<Files> {
+        None
+    }
+
+    /// Puts the files of the active snapshot `key` in the place of those of the committed snapshot `name`, which stands upon
+    /// the same parent, durably; `key` then holds what `name` held. Mounts that are there keep what they show. Only for
+    /// files that are not what was unpacked.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for other kinds and parents; `Unimplemented` where [`files`](Snapshotter::files) gives none.
+    async fn replace(&self, _name: &str, _key: &str) -> Result<(), Error> {
+        Err(Error::Unsupported { snapshotter: "this", operation: "put files in place of others" })
+    }
 
     /// containerd's capability words that hold here: `rebase` (see [`commit`](Snapshotter::commit)), `remap-ids`
     /// (mounts carry `uidmap=`/`gidmap=` for snapshots with the mapping labels); and ours, `quota` (a limit by

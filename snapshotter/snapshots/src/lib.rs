@@ -29,7 +29,7 @@ mod trash;
 mod tree;
 
 pub use btrfs::Btrfs;
-pub use contract::{Info, Kind, MAX_KEY, MAX_SIZE_LABEL, Snapshotter, UPPERDIR_LABEL, Usage};
+pub use contract::{Files, Info, Kind, MAX_KEY, MAX_SIZE_LABEL, Snapshotter, UPPERDIR_LABEL, Usage};
 pub use erofs::{Config as ErofsConfig, Erofs, LAYER as EROFS_LAYER, MARK as EROFS_MARK};
 pub use error::Error;
 pub use native::Native;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use gantry_types::{Filter, Labels, Mount};
 use rustix::fs::Mode;
 
-use crate::contract::{Info, Kind, Snapshotter, Usage};
+use crate::contract::{Files, Info, Kind, Snapshotter, Usage};
 use crate::copy;
 use crate::error::Error;
 use crate::graph::Chain;
@@ -141,6 +141,16 @@ impl Snapshotter for Native {
         self.store.stat(name)?;
         let store = Arc::clone(&self.store);
         blocking("sync", move || store.sync_files()).await
+    }
+
+    fn files(&self, key: &str) -> Option<Files> {
+        let id = self.store.chain(key).ok().filter(has_directory)?.id;
+        Some(Files { directory: self.store.dir(id), sums: self.store.sums(id), alone: false })
+    }
+
+    async fn replace(&self, name: &str, key: &str) -> Result<(), Error> {
+        let (store, name, key) = (Arc::clone(&self.store), name.to_owned(), key.to_owned());
+        blocking("replace", move || store.exchange(&name, &key, "")).await
     }
 
     fn root(&self) -> Option<&Path> {

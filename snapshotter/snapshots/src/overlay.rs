@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use gantry_types::{Filter, Labels, Mount};
 use rustix::fs::{Gid, Mode, Uid};
 
-use crate::contract::{Info, Kind, Snapshotter, UPPERDIR_LABEL, Usage};
+use crate::contract::{Files, Info, Kind, Snapshotter, UPPERDIR_LABEL, Usage};
 use crate::copy;
 use crate::error::Error;
 use crate::graph::{Chain, Id};
@@ -281,6 +281,16 @@ impl Snapshotter for Overlay {
         self.inner.store.stat(name)?;
         let inner = Arc::clone(&self.inner);
         blocking("sync", move || inner.store.sync_files()).await
+    }
+
+    fn files(&self, key: &str) -> Option<Files> {
+        let id = self.inner.store.chain(key).ok().filter(has_directory)?.id;
+        Some(Files { directory: self.inner.upper(id), sums: self.inner.store.sums(id), alone: true })
+    }
+
+    async fn replace(&self, name: &str, key: &str) -> Result<(), Error> {
+        let (inner, name, key) = (Arc::clone(&self.inner), name.to_owned(), key.to_owned());
+        blocking("replace", move || inner.store.exchange(&name, &key, "fs")).await
     }
 
     fn capabilities(&self) -> &'static [&'static str] {

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/lock          held while open       ROOT/snapshots/N   the directory of snapshot N
 //! ROOT/records/N     record of snapshot N  ROOT/trash/N       what was removed, until it is deleted
+//! ROOT/sums/N        list of the files that were unpacked into N, where who did that left one
 //! ```
 //!
 //! The record is the truth: a directory without one is half made or half removed, and goes to the trash at open.
@@ -61,6 +62,7 @@ impl Store {
         let lock = lock(&root)?;
         check_format(&root, format)?;
         make_dir(&root.join("snapshots"))?;
+        make_dir(&root.join("sums"))?;
         let records = Arc::new(Records::open(root.join("records"))?);
         let trash = Trash::open(root.join("trash"), Arc::clone(&records), empty)?;
         let graph = Mutex::new(Graph::default());
@@ -76,6 +78,11 @@ impl Store {
     /// The directory of snapshot `id`.
     pub(crate) fn dir(&self, id: Id) -> PathBuf {
         self.root.join("snapshots").join(id.to_string())
+    }
+
+    /// Where the list of the files of snapshot `id` is, if there is one.
+    pub(crate) fn sums(&self, id: Id) -> PathBuf {
+        self.root.join("sums").join(id.to_string())
     }
 
     pub(crate) fn stat(&self, key: &str) -> Result<Info, Error> {
@@ -105,7 +112,7 @@ impl Store {
     pub(crate) fn places(&self) -> Vec<(PathBuf, String)> {
         let place = |part: &str, id: Id, info: &Info| (Path::new(part).join(id.to_string()), info.name.clone());
         let all = self.walk(&Filter::default());
-        all.iter().flat_map(|(id, info)| ["snapshots", "records"].map(|part| place(part, *id, info))).collect()
+        all.iter().flat_map(|(id, info)| ["snapshots", "records", "sums"].map(|part| place(part, *id, info))).collect()
     }
 
     /// Creates a snapshot, whose directory `make` makes.
@@ -178,7 +185,40 @@ impl Store {
         fail::fail_point!("snapshots::before-record");
         self.carry_out(change, |_| self.records.remove(id))?;
         fail::fail_point!("snapshots::before-trash");
+        self.forget_sums(id);
         self.trash.take(&self.dir(id))
+    }
+
+    /// A list without its snapshot: the next start looks for what stays.
+    fn forget_sums(&self, id: Id) {
+        let path = self.sums(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::debug!(?path, %error, "not removed"),
+            _ => {}
+        }
+    }
+
+    /// Puts what the active snapshot `key` has at `part` of its directory in the place of what the committed snapshot `name`
+    /// has there, durably, with its list of files. `key` has then what `name` had. Both must stand upon the same.
+    pub(crate) fn exchange(&self, name: &str, key: &str, part: &str) -> Result<(), Error> {
+        let (old, new) = (self.chain(name)?, self.mountable(key)?);
+        if old.node.kind != Kind::Committed || new.node.kind != Kind::Active || old.parents != new.parents {
+            return Err(Error::WrongKind {
+                key: key.into(),
+                kind: new.node.kind,
+                operation: "put in place of another",
+            });
+        }
+        self.sync_files()?;
+        let (from, to) = (self.dir(new.id).join(part), self.dir(old.id).join(part));
+        let flags = rustix::fs::RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(rustix::fs::CWD, &from, rustix::fs::CWD, &to, flags)
+            .map_err(|error| Error::io("exchange", &to)(error.into()))?;
+        match fs::rename(self.sums(new.id), self.sums(old.id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.forget_sums(old.id),
+            renamed => renamed.map_err(Error::io("rename", &self.sums(new.id)))?,
+        }
+        self.sync_files()
     }
 
     /// What was counted at commit, or what `measure` counts now.
@@ -238,7 +278,7 @@ impl Store {
     }
 
     fn recover(&self, has_directory: fn(&Chain) -> bool) -> Result<(), Error> {
-        let directories = self.directories()?;
+        let directories = self.numbered("snapshots")?;
         let mut nodes = self.records.load()?;
         let mut dropped: Vec<(Id, &str)> = Vec::new();
         let bare = |id: Id, node: &crate::graph::Node| Chain {
@@ -263,12 +303,16 @@ impl Store {
         for id in directories.iter().filter(|id| !graph.holds(**id)) {
             self.trash.take(&self.dir(*id))?;
         }
+        for id in self.numbered("sums")?.into_iter().filter(|id| !graph.holds(*id)) {
+            self.forget_sums(id);
+        }
         *self.graph() = graph;
         Ok(())
     }
 
-    fn directories(&self) -> Result<BTreeSet<Id>, Error> {
-        let dir = self.root.join("snapshots");
+    /// The snapshots that have an entry in this directory.
+    fn numbered(&self, part: &str) -> Result<BTreeSet<Id>, Error> {
+        let dir = self.root.join(part);
         let mut ids = BTreeSet::new();
         for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
             let name = entry.map_err(Error::io("list", &dir))?.file_name();

@@ -1,6 +1,8 @@
 //! Limits of a snapshot's size on the file systems that hold to them. Needs a kernel with project quotas, mke2fs and mkfs.xfs:
 //! run in the guest, with `--ignored`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

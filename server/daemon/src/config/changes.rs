@@ -13,6 +13,7 @@ const LIVE: &[&[&str]] = &[
     &["gantry", "registry"],
     &["gantry", "runtimes"],
     &["plugins", "io.containerd.transfer.v1.local", "config_path"],
+    &["plugins", "io.containerd.transfer.v1.local", "max_concurrent_unpacks"],
     &["plugins", TCP, "tls_ca"],
     &["plugins", TCP, "tls_cert"],
     &["plugins", TCP, "tls_key"],

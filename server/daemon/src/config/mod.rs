@@ -83,6 +83,10 @@ pub struct Config {
     pub unpack: gantry_engine::UnpackLimits,
     /// Layers fetched at once for one pull.
     pub concurrent_downloads: usize,
+    /// A file that says which images need a signature.
+    pub signature_policy: Option<PathBuf>,
+    /// After a stop that was not clean, check what was committed since the last mark.
+    pub check_at_start: bool,
     /// Layers unpacked at once.
     pub concurrent_unpacks: usize,
     /// What pulls unpack that leave it to the daemon.
@@ -256,6 +260,8 @@ impl Default for Config {
             hosts_dirs: Vec::new(),
             registry: engine.registry,
             unpack: engine.unpack,
+            signature_policy: None,
+            check_at_start: engine.check_at_start,
             concurrent_downloads: engine.concurrent_downloads,
             concurrent_unpacks: engine.concurrent_unpacks,
             unpack_platforms: Vec::new(),
@@ -353,6 +359,8 @@ impl Config {
         engine.shim_environment = self.environment();
         engine.registry = self.engine_registry();
         engine.unpack = self.unpack;
+        engine.check_at_start = self.check_at_start;
+        engine.signature_policy.clone_from(&self.signature_policy);
         engine.default_snapshotter.clone_from(&self.snapshotter);
         engine.default_runtime.clone_from(&self.runtime);
         engine.concurrent_downloads = self.concurrent_downloads;

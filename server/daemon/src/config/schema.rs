@@ -112,6 +112,8 @@ section! {
         ["gantry", "registry", "max_transfers"] => registry.max_transfers as AtLeastOne,
         ["gantry", "registry", "backoff"] => registry.backoff,
         ["gantry", "registry", "max_manifest_size"] => registry.max_manifest_size,
+        ["gantry", "signature_policy"] => signature_policy,
+        ["gantry", "check_at_start"] => check_at_start,
         ["gantry", "unpack", "max_bytes"] => unpack.max_bytes,
         ["gantry", "unpack", "max_entries"] => unpack.max_entries,
         ["gantry", "unpack", "max_ratio"] => unpack.max_ratio,

@@ -250,6 +250,8 @@ const LINES: &[&str] = &[
     "gantry.runtimes = {'c.d.v1' = '/d'}",
     "gantry.limits = {streams = 1}",
     "gantry.registry = {backoff = '1us', max_transfers = 1}",
+    "gantry.check_at_start = false",
+    "gantry.signature_policy = '/etc/gantry/signatures.toml'",
     "gantry.unpack.max_ratio = 5",
 ];
 

@@ -7,6 +7,7 @@ use gantry_api::convert::time_to_wire;
 use gantry_api::pb::gantry::admin::v1 as wire;
 use gantry_api::pb::gantry::admin::v1::admin_server::Admin;
 use gantry_engine::Namespace;
+use gantry_engine::check::{Finding, Object, Outcome, Range, Report};
 use gantry_engine::gc::{Doomed, Node, Target};
 use gantry_engine::ops::Operation;
 use gantry_engine::usage::{Entry, Kind, State};
@@ -57,6 +58,50 @@ impl Admin for Services {
         let batches = batches(entries).map(|entries| Ok(wire::UsageResponse { entries }));
         Ok(Response::new(stream::iter(batches).boxed()))
     }
+
+    type CheckStream = Answers<wire::CheckResponse>;
+
+    async fn check(&self, request: Request<wire::CheckRequest>) -> Reply<Self::CheckStream> {
+        let r = request.into_inner();
+        let range = match r.images.is_empty() {
+            true => Range::All,
+            false => Range::Images(r.namespace.parse().map_err(status::of)?, r.images),
+        };
+        let report = self.engine.check.check(range, r.mend).await.map_err(status::of)?;
+        let sums = wire::CheckResponse { sums: Some(sums_to_wire(&report)), ..Default::default() };
+        let findings: Vec<_> = report.findings.into_iter().map(finding_to_wire).collect();
+        let batches = batches(findings).map(|findings| Ok(wire::CheckResponse { findings, sums: None }));
+        Ok(Response::new(stream::iter(batches.chain(std::iter::once(Ok(sums)))).boxed()))
+    }
+}
+
+fn sums_to_wire(report: &Report) -> wire::CheckSums {
+    wire::CheckSums {
+        blobs: report.blobs,
+        snapshots: report.snapshots,
+        passed_over: report.passed_over,
+        bytes: report.bytes,
+        took: duration(report.took),
+    }
+}
+
+fn finding_to_wire(finding: Finding) -> wire::Finding {
+    use wire::finding::Outcome as Wire;
+    let node = match finding.object {
+        Object::Blob(digest) => {
+            wire::Node { kind: "content".into(), name: digest.to_string(), ..wire::Node::default() }
+        }
+        Object::Snapshot { namespace, snapshotter, key } => {
+            wire::Node { namespace: namespace.to_string(), kind: "snapshot".into(), snapshotter, name: key }
+        }
+    };
+    let (outcome, detail) = match finding.outcome {
+        Outcome::Told => (Wire::Told, String::new()),
+        Outcome::Mended(how) => (Wire::Mended, how.to_owned()),
+        Outcome::Removed(why) => (Wire::Removed, why),
+        Outcome::Failed(why) => (Wire::Failed, why),
+    };
+    wire::Finding { node: Some(node), problem: finding.problem, outcome: outcome.into(), detail }
 }
 
 fn answers(doomed: Vec<Doomed>, kept: Vec<wire::Kept>) -> Answers<wire::CollectGarbageResponse> {

@@ -1,13 +1,14 @@
 //! One layer on its way into one snapshot.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use gantry_layer::Control;
 use gantry_metadata::Resource;
 use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
-use tokio::sync::{SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Transfer;
@@ -48,11 +49,12 @@ impl<'a> One<'a> {
         let Layer { descriptor, diff_id, source, told } = layer;
         let (asked, fetched) = arrival(source).await?;
         let key = format!("{}/{}/{}", self.scope.namespace, self.snapshotter, self.chain_id);
+        self.settled().await?;
         let _one = self.transfer.unpacking.lock(&key).await;
         if self.is_there().await? {
             self.report.blob("exists", &descriptor, 0);
             answer(asked, None);
-            return Ok(false);
+            return self.mend(&fetched, &descriptor, &diff_id).await;
         }
         let mut labels = self.labels(&diff_id);
         labels.extend(told);
@@ -73,6 +75,35 @@ impl<'a> One<'a> {
             self.report.blob("extracted", &descriptor, descriptor.size);
         }
         Ok(true)
+    }
+
+    /// Waits for the check of the snapshot, if one is under way: who mends it needs the turn that comes next.
+    async fn settled(&self) -> Result<()> {
+        let core = &self.transfer.core;
+        let record = core.db.snapshots(&self.scope.namespace, self.snapshotter).get(self.chain_id.as_str());
+        if let (false, Ok(record)) = (core.doubt.is_empty(), record) {
+            core.doubt.verdict(&(self.snapshotter.to_owned(), record.internal), self.scope.deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// What is there and known to be broken is unpacked again; says whether it was.
+    async fn mend(
+        &self,
+        fetched: &Option<watch::Receiver<bool>>,
+        layer: &Descriptor,
+        diff_id: &Digest,
+    ) -> Result<bool> {
+        let (transfer, name) = (self.transfer, self.snapshotter.to_owned());
+        if transfer.core.doubt.is_empty() {
+            return Ok(false);
+        }
+        let record = transfer.core.db.snapshots(&self.scope.namespace, self.snapshotter).get(self.chain_id.as_str())?;
+        let name = (name, record.internal.clone());
+        let Some(problem) = transfer.core.doubt.verdict(&name, self.scope.deadline).await? else { return Ok(false) };
+        wait_for(fetched).await?;
+        tracing::warn!(snapshot = %self.chain_id, problem, "broken; unpacked again by a pull");
+        crate::check::mend_one(transfer, self.scope, &record, layer, diff_id).await.map(|()| true)
     }
 
     /// Whether the snapshot is there; if so the lease keeps it from now on.
@@ -112,11 +143,12 @@ impl<'a> One<'a> {
         let ended = CancellationToken::new();
         let mut half_done = HalfDone { one: self, key: Some(key), ended: ended.clone() };
         let below = if alone { Below::Absent } else { Below::Shown };
-        let applied = match self.write(what, mounts.clone(), asked, ended, below).await {
+        let sums = self.sums(half_done.key.as_deref().unwrap_or_default())?;
+        let applied = match self.write(what, (mounts.clone(), sums.clone()), asked, ended, below).await {
             Err(error) if !alone && needs_lower(&error) => {
                 wait_for(fetched).await?;
                 half_done.ended = CancellationToken::new();
-                self.write(what, mounts, None, half_done.ended.clone(), Below::Needed).await
+                self.write(what, (mounts, sums), None, half_done.ended.clone(), Below::Needed).await
             }
             applied => applied,
         };
@@ -130,17 +162,16 @@ impl<'a> One<'a> {
         &self,
         asked: Option<Asked>,
         fetched: &Option<watch::Receiver<bool>>,
-    ) -> Result<(SemaphorePermit<'a>, Option<Asked>)> {
+    ) -> Result<(OwnedSemaphorePermit, Option<Asked>)> {
         let unpacking = &self.transfer.core.unpacking;
         if let Some(asked) = asked {
-            if let Ok(permit) = unpacking.try_acquire() {
+            if let Some(permit) = unpacking.get().try_enter() {
                 return Ok((permit, Some(asked)));
             }
             answer(Some(asked), None);
         }
         wait_for(fetched).await?;
-        let permit = unpacking.acquire().await.map_err(|_| Error::Stopped { what: "unpack" })?;
-        Ok((permit, None))
+        Ok((unpacking.get().enter().await?, None))
     }
 
     /// What containerd's clients look for on a layer's snapshot.
@@ -155,10 +186,18 @@ impl<'a> One<'a> {
         labels
     }
 
+    /// Where the list of the files of a snapshot is to be.
+    fn sums(&self, key: &str) -> Result<Option<PathBuf>> {
+        let core = &self.transfer.core;
+        let (name, driver) = core.snapshotter(self.snapshotter)?;
+        let internal = core.db.snapshots(&self.scope.namespace, name).get(key)?.internal;
+        Ok(driver.files(&internal).map(|files| files.sums))
+    }
+
     async fn write(
         &self,
         what: &What<'_>,
-        mounts: Vec<Mount>,
+        (mounts, sums): (Vec<Mount>, Option<PathBuf>),
         asked: Option<Asked>,
         ended: CancellationToken,
         below: Below,
@@ -175,6 +214,7 @@ impl<'a> One<'a> {
             limits: self.transfer.core.config.unpack,
             mounts,
             below,
+            sums,
         };
         let Some(asked) = asked else {
             self.report.blob("extracting", descriptor, 0);
@@ -199,6 +239,7 @@ impl<'a> One<'a> {
             Err(error) if is_present(&error) => Ok(()),
             committed => {
                 committed?;
+                self.transfer.unsynced.committed(self.snapshotter);
                 half_done.key = None;
                 Ok(())
             }

@@ -41,9 +41,11 @@ pub struct Transfer {
     pub(crate) images: Images,
     pub(crate) leases: Leases,
     /// One fetch of a digest at a time.
-    fetching: Keyed,
+    pub(crate) fetching: Keyed,
     /// One unpacking of a chain id at a time.
-    unpacking: Keyed,
+    pub(crate) unpacking: Keyed,
+    /// Which snapshotters have commits that may not be durable yet.
+    unsynced: unpack::Unsynced,
 }
 
 /// How far something is. The names and forms are those the transfer service streams.
@@ -199,8 +201,8 @@ impl Transfer {
         images: Images,
         leases: Leases,
     ) -> Transfer {
-        let (fetching, unpacking) = (Keyed::default(), Keyed::default());
-        Transfer { core: Arc::clone(core), content, snapshots, images, leases, fetching, unpacking }
+        let (fetching, unpacking, unsynced) = (Keyed::default(), Keyed::default(), unpack::Unsynced::default());
+        Transfer { core: Arc::clone(core), content, snapshots, images, leases, fetching, unpacking, unsynced }
     }
 
     /// Fetches, verifies and unpacks an image: one pipeline under one lease. After a failure no image of that name
@@ -265,6 +267,23 @@ impl Transfer {
             cover.end().await;
         }
         top
+    }
+
+    /// Fetches a blob of an image that is here.
+    ///
+    /// # Errors
+    /// `NotFound` without an image to fetch it by; what the registry says.
+    pub(crate) async fn bring_back(
+        &self,
+        scope: &Scope,
+        blob: &Descriptor,
+        reference: Option<&Reference>,
+    ) -> Result<()> {
+        let reference = reference.ok_or_else(|| Error::not_found("image to fetch by", blob.digest.to_string()))?;
+        let (access, stop) = (Access::default(), tokio_util::sync::CancellationToken::new());
+        let report = Report::new(ProgressSink::default());
+        let fetch = fetch::Fetch { transfer: self, scope, reference, access: &access, report: &report, stop: &stop };
+        fetch.blob(blob, &Labels::new(), None).await
     }
 
     /// The configuration of an image for a platform, below an index or at once.

@@ -65,6 +65,8 @@ impl One<'_> {
         self.report.title(format!("Resolving from OCI Registry ({reference})"));
         let resolved = self.t.core.registry.get().resolve(&self.pull.reference, &self.pull.access).await?;
         let root = Descriptor { platform: None, ..resolved.descriptor };
+        self.operation.stage("looking for signatures");
+        crate::policy::at_pull(&self.t.core, &self.pull.reference, &root.digest, &self.pull.access).await?;
         if let Some(verifier) = &self.t.core.config.image_verifier {
             self.operation.stage("asking the image verifiers");
             crate::verify::verify(verifier, &name, &root).await?;

@@ -13,6 +13,7 @@
 //! A layer that needs those below it (a directory that only its files name, a hard link to a lower file) is unpacked
 //! again when they are there. Other snapshotters get one layer after the other.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
@@ -64,6 +65,33 @@ impl Stack {
     }
 }
 
+/// Snapshotters with commits whose files may not be durable yet: an unpacking that fails leaves what it has committed
+/// without a sync, and the next one may find nothing to do.
+#[derive(Clone, Default)]
+pub(super) struct Unsynced(Arc<Mutex<HashMap<String, u64>>>);
+
+impl Unsynced {
+    fn commits(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn committed(&self, snapshotter: &str) {
+        *self.commits().entry(snapshotter.to_owned()).or_default() += 1;
+    }
+
+    /// How many commits a sync that begins now makes durable.
+    fn seen(&self, snapshotter: &str) -> Option<u64> {
+        self.commits().get(snapshotter).copied()
+    }
+
+    fn synced(&self, snapshotter: &str, seen: Option<u64>) {
+        let mut commits = self.commits();
+        if commits.get(snapshotter).copied() == seen {
+            commits.remove(snapshotter);
+        }
+    }
+}
+
 /// What the layers of a stack share while they are unpacked.
 #[derive(Default)]
 pub(super) struct Together {
@@ -104,9 +132,12 @@ impl Transfer {
             if at_once { all_at_once(layers, &together).await } else { one_by_one(layers).await }
         };
         together.tidy().await;
-        if unpacked? {
+        let made = unpacked?;
+        let seen = self.unsynced.seen(&stack.snapshotter);
+        if made || seen.is_some() {
             // An image must not be named before its files would survive a power cut.
             self.snapshots.sync(scope, &stack.snapshotter, top.as_str()).await?;
+            self.unsynced.synced(&stack.snapshotter, seen);
         }
         Ok(top)
     }

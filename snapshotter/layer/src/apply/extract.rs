@@ -1,7 +1,7 @@
 //! One entry after another becomes a file.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::{BufRead, Read as _, Write as _};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -22,6 +22,7 @@ use super::places::{Place, Places};
 use super::{Limit, Options, Whiteouts};
 use crate::archive::{Entry, EntryType, Reader};
 use crate::dirs::{self, joined};
+use crate::sums::{Meta, Note};
 
 /// Puts entries below a root.
 pub(super) struct Extractor<'a> {
@@ -51,10 +52,10 @@ impl Spot<'_> {
 }
 
 impl<'a> Extractor<'a> {
-    pub(super) fn new(root: &Path, options: &'a Options) -> Result<Extractor<'a>, Reason> {
+    pub(super) fn new(root: &Path, options: &'a Options, process: Process) -> Result<Extractor<'a>, Reason> {
         Ok(Extractor {
             options,
-            process: Process::current(options.unprivileged),
+            process,
             places: Places::new(root, options)?,
             times: BTreeMap::new(),
             own: (options.whiteouts == Whiteouts::Remove).then(Own::default),
@@ -87,7 +88,7 @@ impl<'a> Extractor<'a> {
         }
         match self.places.undescribed() {
             Some(path) if self.options.standalone => Err((path.into_vec(), Reason::NeedsLower)),
-            _ => Ok(()),
+            _ => self.places.finish().map_err(|reason| (Vec::new(), reason)),
         }
     }
 
@@ -105,6 +106,7 @@ impl<'a> Extractor<'a> {
             EntryType::Symlink => {
                 self.make(spot, "symlinkat", || symlinkat(entry.link.as_slice(), spot.place.fd(), spot.name))?;
                 metadata::finish_special(&self.process, spot.place.fd(), spot.name, entry, spot.made())?;
+                self.note(spot, || Note::Symlink { meta: meta(entry), target: entry.link.as_slice().into() })?;
             }
             EntryType::CharDevice | EntryType::BlockDevice if self.options.unprivileged => return Ok(()),
             EntryType::CharDevice => self.special(spot, entry, FileType::CharacterDevice)?,
@@ -127,7 +129,7 @@ impl<'a> Extractor<'a> {
         metadata::finish_directory(&self.process, spot.place.fd(), spot.name, entry, made)?;
         self.places.describe(&spot.path());
         self.times.insert(spot.path(), metadata::times(entry));
-        Ok(())
+        self.note(spot, || Note::Directory(meta(entry)))
     }
 
     /// A directory where something is: another directory is kept with what is in it, anything else makes room.
@@ -151,16 +153,18 @@ impl<'a> Extractor<'a> {
 
     fn regular<R: BufRead>(&mut self, spot: &Spot<'_>, entry: &Entry, reader: &mut Reader<R>) -> Result<(), Reason> {
         let file = self.create(spot, entry.mode)?;
-        match &entry.segments {
-            None => write_content(&file, reader)?,
+        let crc = match &entry.segments {
+            None => write_content(&file, reader, self.places.has_sums())?,
             Some(segments) => {
                 for segment in segments {
                     write_segment(&file, segment.offset, segment.length, reader)?;
                 }
                 call("ftruncate", ftruncate(&file, entry.size))?;
+                None
             }
-        }
-        metadata::finish_file(&self.process, &file, entry, spot.made())
+        };
+        metadata::finish_file(&self.process, &file, entry, spot.made())?;
+        self.note(spot, || Note::File { meta: meta(entry), size: entry.size, crc })
     }
 
     /// Creates a regular file, in place of whatever is there.
@@ -173,7 +177,8 @@ impl<'a> Extractor<'a> {
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let device = makedev(entry.device.0, entry.device.1);
         self.make(spot, "mknodat", || mknodat(spot.place.fd(), spot.name, kind, mode, device))?;
-        metadata::finish_special(&self.process, spot.place.fd(), spot.name, entry, spot.made())
+        metadata::finish_special(&self.process, spot.place.fd(), spot.name, entry, spot.made())?;
+        self.note(spot, || Note::Node { meta: Some(meta(entry)), kind: kind.as_raw_mode(), device })
     }
 
     fn hard_link(&mut self, spot: &Spot<'_>, entry: &Entry) -> Result<(), Reason> {
@@ -188,7 +193,13 @@ impl<'a> Extractor<'a> {
             let link = || linkat(target.place.fd(), target.name, spot.place.fd(), spot.name, AtFlags::empty());
             self.make(spot, "linkat", link)?;
         }
-        metadata::finish_link(&self.process, spot.place.fd(), spot.name, entry)
+        metadata::finish_link(&self.process, spot.place.fd(), spot.name, entry)?;
+        self.note(spot, || Note::Link { meta: meta(entry), target: target.path() })
+    }
+
+    /// Puts what was done at `spot` into the list of files, where one is wanted.
+    fn note(&mut self, spot: &Spot<'_>, note: impl FnOnce() -> Note) -> Result<(), Reason> {
+        if self.places.has_sums() { self.places.note(&spot.path(), &note()) } else { Ok(()) }
     }
 
     /// The file that a hard link names, copied up from a lower layer if that is where it is.
@@ -226,18 +237,30 @@ impl<'a> Extractor<'a> {
         match lower.file_type() {
             FileType::RegularFile => {
                 let file = self.create(spot, 0o600)?;
-                copy_content(lower.open()?, &file)?;
+                let (size, crc) = copy_content(lower.open()?, &file)?;
                 call("fchown", fchown(&file, uid, gid))?;
                 lower.copy_xattrs(dir, name)?;
                 call("fchmod", fchmod(&file, mode))?;
-                return call("futimens", futimens(&file, &lower.times()));
+                call("futimens", futimens(&file, &lower.times()))?;
+                return self.note(spot, || Note::File { meta: Meta::of(&lower.stat), size, crc: Some(crc) });
             }
             FileType::Symlink => call("symlinkat", symlinkat(lower.target()?, dir, name))?,
             FileType::Directory => return Err(Reason::LinkTarget { target: shown(&spot.path()) }),
             kind => call("mknodat", mknodat(dir, name, kind, mode, lower.stat.st_rdev))?,
         }
         call("fchownat", chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
-        metadata::set_times(dir, name, &lower.times())
+        metadata::set_times(dir, name, &lower.times())?;
+        let (meta, kind) = (Meta::of(&lower.stat), lower.file_type());
+        match kind {
+            FileType::Symlink => {
+                let target = lower.target()?.into();
+                self.note(spot, || Note::Symlink { meta, target })
+            }
+            kind => {
+                let device = lower.stat.st_rdev;
+                self.note(spot, || Note::Node { meta: Some(meta), kind: kind.as_raw_mode(), device })
+            }
+        }
     }
 
     fn is_marker(&self, stat: &rustix::fs::Stat) -> bool {
@@ -273,9 +296,13 @@ impl<'a> Extractor<'a> {
                 }
             }
             Some(FileType::Symlink) => self.places.forget(),
-            Some(_) => return call("unlinkat", unlinkat(spot.place.fd(), spot.name, AtFlags::empty())),
+            Some(_) => {
+                call("unlinkat", unlinkat(spot.place.fd(), spot.name, AtFlags::empty()))?;
+                return self.note(spot, || Note::Gone);
+            }
         }
-        call("unlinkat", dirs::remove_tree(spot.place.fd(), spot.name))
+        call("unlinkat", dirs::remove_tree(spot.place.fd(), spot.name))?;
+        self.note(spot, || Note::Gone)
     }
 
     /// Hides `spot` of the lower layers; what this layer has there stays.
@@ -297,6 +324,8 @@ impl<'a> Extractor<'a> {
             }
             result => {
                 call("mknodat", result)?;
+                let kind = FileType::CharacterDevice.as_raw_mode();
+                self.note(spot, || Note::Node { meta: None, kind, device: 0 })?;
                 if self.options.unprivileged || (entry.uid, entry.gid) == (0, 0) {
                     return Ok(());
                 }
@@ -333,7 +362,7 @@ impl<'a> Extractor<'a> {
 }
 
 /// Forgets `path` and all below it.
-pub(super) fn remove_below<V>(map: &mut BTreeMap<Box<[u8]>, V>, path: &[u8]) {
+pub(crate) fn remove_below<V>(map: &mut BTreeMap<Box<[u8]>, V>, path: &[u8]) {
     map.remove(path);
     // `0` is the character after `/`.
     let (first, behind): (Box<[u8]>, Box<[u8]>) = ([path, b"/"].concat().into(), [path, b"0"].concat().into());
@@ -343,13 +372,18 @@ pub(super) fn remove_below<V>(map: &mut BTreeMap<Box<[u8]>, V>, path: &[u8]) {
     }
 }
 
-fn write_content<R: BufRead>(file: &OwnedFd, reader: &mut Reader<R>) -> Result<(), Reason> {
+/// Gives the CRC-32 of the content where it is wanted.
+fn write_content<R: BufRead>(file: &OwnedFd, reader: &mut Reader<R>, sum: bool) -> Result<Option<u32>, Reason> {
+    let mut hasher = sum.then(crc32fast::Hasher::new);
     loop {
         let piece = reader.content()?;
         if piece.is_empty() {
-            return Ok(());
+            return Ok(hasher.map(crc32fast::Hasher::finalize));
         }
         let written = call("write", uninterrupted(|| write(file, piece)))?;
+        if let Some(hasher) = &mut hasher {
+            hasher.update(&piece[..written]);
+        }
         reader.consume(written);
     }
 }
@@ -384,11 +418,29 @@ fn uninterrupted(call: impl Fn() -> Result<usize, Errno>) -> Result<usize, Errno
     }
 }
 
-fn copy_content(from: OwnedFd, to: &OwnedFd) -> Result<(), Reason> {
+/// Gives size and CRC-32 of what was copied.
+fn copy_content(from: OwnedFd, to: &OwnedFd) -> Result<(u64, u32), Reason> {
     let failed = |source| Reason::Io { call: "copy", source };
     let mut from = std::fs::File::from(from);
     let mut to = std::fs::File::from(to.try_clone().map_err(failed)?);
-    std::io::copy(&mut from, &mut to).map(drop).map_err(failed)
+    let (mut buffer, mut hasher, mut size) = (vec![0; 128 << 10], crc32fast::Hasher::new(), 0);
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok((size, hasher.finalize())),
+            Ok(length) => {
+                to.write_all(&buffer[..length]).map_err(failed)?;
+                hasher.update(&buffer[..length]);
+                size += length as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// What the list of files says of an entry.
+fn meta(entry: &Entry) -> Meta {
+    Meta { mode: entry.mode & 0o7777, uid: entry.uid, gid: entry.gid, mtime: metadata::mtime(entry).0 }
 }
 
 /// Refuses an entry that would exceed a sum.

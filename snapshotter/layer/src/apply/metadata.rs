@@ -14,7 +14,7 @@ use crate::archive::{Entry, EntryType};
 use crate::dirs;
 
 /// What files get from this process when it makes them.
-pub(super) struct Process {
+pub(crate) struct Process {
     uid: u32,
     gid: u32,
     umask: u32,
@@ -23,7 +23,8 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn current(unprivileged: bool) -> Process {
+    /// To be asked before a thread is confined, which cannot look.
+    pub(crate) fn current(unprivileged: bool) -> Process {
         Process {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),

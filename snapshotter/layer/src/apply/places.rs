@@ -13,6 +13,7 @@ use super::lower::Lowers;
 use super::path::components;
 use super::{Options, Whiteouts};
 use crate::dirs::{self, Root, joined};
+use crate::sums::{Note, Sums};
 
 /// An open directory.
 pub(super) struct Place {
@@ -44,6 +45,8 @@ pub(super) struct Places {
     opaque: HashSet<Box<[u8]>>,
     /// Directories that no entry has described.
     undescribed: HashSet<Box<[u8]>>,
+    /// The list of files, where one is wanted.
+    sums: Option<Sums>,
 }
 
 /// How many directories stay open.
@@ -61,7 +64,28 @@ impl Places {
             open: HashMap::new(),
             opaque: HashSet::new(),
             undescribed: HashSet::new(),
+            sums: options
+                .sums
+                .as_deref()
+                .filter(|_| !options.unprivileged)
+                .map(Sums::create)
+                .transpose()
+                .map_err(listing)?,
         })
+    }
+
+    pub(super) fn has_sums(&self) -> bool {
+        self.sums.is_some()
+    }
+
+    /// Puts something into the list of files.
+    pub(super) fn note(&mut self, path: &[u8], note: &Note) -> Result<(), Reason> {
+        self.sums.as_mut().map_or(Ok(()), |sums| sums.note(path, note)).map_err(listing)
+    }
+
+    /// Ends the list of files.
+    pub(super) fn finish(self) -> Result<(), Reason> {
+        self.sums.map_or(Ok(()), Sums::finish).map_err(listing)
     }
 
     /// The directory at the clean `path`; made, with those above it, where it is missing and `make` is said.
@@ -129,6 +153,7 @@ impl Places {
         let made = call("openat2", dirs::child(dir, name, OFlags::RDONLY | OFlags::DIRECTORY))?;
         self.lowers.dress(&made, &path)?;
         self.undescribed.insert(path.clone());
+        self.note(&path, &Note::Made)?;
         Ok((made, path))
     }
 
@@ -138,6 +163,7 @@ impl Places {
             return Err(Reason::NotADirectory { path: shown(&joined(path, name)) });
         }
         call("unlinkat", unlinkat(dir, name, AtFlags::empty()))?;
+        self.note(&joined(path, name), &Note::Gone)?;
         let (made, path) = self.make(dir, path, name)?;
         self.set_opaque(&path)?;
         Ok((made, path))
@@ -158,7 +184,8 @@ impl Places {
         let directory = call("openat2", self.root.directory(path))?;
         call("fsetxattr", fsetxattr(&directory, "trusted.overlay.opaque", b"y", XattrFlags::empty()))?;
         self.opaque.insert(path.into());
-        Ok(())
+        // The root's own attributes are its snapshotter's business.
+        if path.is_empty() { Ok(()) } else { self.note(path, &Note::Opaque) }
     }
 
     /// Whether a directory above `path` hides what lower layers have there.
@@ -172,6 +199,10 @@ impl Places {
         }
         false
     }
+}
+
+fn listing(source: std::io::Error) -> Reason {
+    Reason::Io { call: "write the list of files", source }
 }
 
 /// The path of the directory above `path`; none above the root.
