@@ -106,7 +106,8 @@ func TestErofs(t *testing.T) { snapshotter("erofs")(t) }
 // The snapshotter that GANTRY_SNAPSHOTTER names.
 func TestNamed(t *testing.T) { snapshotter(os.Getenv("GANTRY_SNAPSHOTTER"))(t) }
 
-// A container's whole life, as a Go program that uses the official client would do it.
+// A container's whole life, as a Go program that uses the official client would do it. GANTRY_RUNTIME names another
+// runtime than the daemon's own.
 func TestTask(t *testing.T) {
 	client, reference := dial(t), os.Getenv("GANTRY_IMAGE")
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "go-client"), time.Minute)
@@ -117,9 +118,13 @@ func TestTask(t *testing.T) {
 	}
 	events, failures := client.EventService().Subscribe(ctx, `topic~="^/tasks/"`)
 	id := os.Getenv("GANTRY_ID")
-	container, err := client.NewContainer(ctx, id,
+	options := []containerd.NewContainerOpts{}
+	if name := os.Getenv("GANTRY_RUNTIME"); name != "" {
+		options = append(options, containerd.WithRuntime(name, nil))
+	}
+	container, err := client.NewContainer(ctx, id, append(options,
 		containerd.WithNewSnapshot(id, image),
-		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs("/bin/sh", "-c", "echo out; read line; echo got $line; trap 'exit 17' TERM; while :; do sleep 0.05; done")))
+		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs("/bin/sh", "-c", "echo out; read line; echo got $line; trap 'exit 17' TERM; while :; do sleep 0.05; done")))...)
 	if err != nil {
 		t.Fatal("new container:", err)
 	}
