@@ -23,6 +23,7 @@ mod plan;
 mod process;
 mod rlimits;
 mod rootfs;
+pub mod sealed;
 mod seccomp;
 pub mod spec;
 mod state;

@@ -180,3 +180,49 @@ fn the_unified_tree_alone_is_enough() {
     assert!(!unified.join(&bundle.id).exists());
     let _ = std::fs::remove_dir(unified);
 }
+
+/// Whether a process's executable could be written by whoever reaches it through /proc (CVE-2019-5736). A running one
+/// cannot be opened for writing at all; what counts is the mount.
+fn is_writable(pid: &str) -> bool {
+    let path = format!("/proc/{pid}/exe");
+    nix::unistd::access(path.as_str(), nix::unistd::AccessFlags::W_OK) != Err(nix::errno::Errno::EROFS)
+}
+
+#[test]
+fn the_program_that_a_container_may_reach_is_read_only() {
+    let bundle = Bundle::new(&["sleep", "100"]);
+    bundle.spec().unwrap();
+    let id = bundle.id.as_str();
+    assert_eq!(quiet(&bundle, &["create", "--bundle", ".", "--pid-file", "pid", id]), 0);
+    let pid = std::fs::read_to_string(bundle.directory.path().join("pid")).unwrap();
+    let exe = std::fs::metadata(format!("/proc/{pid}/exe")).unwrap();
+    let own = std::fs::metadata(env!("CARGO_BIN_EXE_gantry-runtime")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((exe.dev(), exe.ino()), (own.dev(), own.ino()), "its pages are shared with all others");
+    assert!(is_writable(&std::process::id().to_string()), "the test's own is not");
+    assert!(!is_writable(&pid));
+    assert_eq!(quiet(&bundle, &["delete", "--force", id]), 0);
+}
+
+#[test]
+fn a_script_that_has_the_runtime_interpret_it_reaches_a_read_only_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let bundle = Bundle::new(&["sleep", "100"]);
+    let script = bundle.root().join("bin/evil");
+    std::fs::write(&script, "#!/proc/self/exe\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // It holds what it can of every process that comes, and tries to write when that has ended.
+    let hold = "while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in */busybox|'') ;; *) \
+                exec 9<$p/exe && echo held && sleep 0.3 && (echo x >/proc/self/fd/9) 2>&1;; esac; done; done";
+    let mut config = bundle.config.clone();
+    config["process"]["args"] = json!(["sh", "-c", hold]);
+    std::fs::write(bundle.directory.path().join("config.json"), config.to_string()).unwrap();
+    let id = bundle.id.as_str();
+    let before = std::fs::read(env!("CARGO_BIN_EXE_gantry-runtime")).unwrap();
+    assert_eq!(quiet(&bundle, &["run", "--detach", id]), 0);
+    for _ in 0..20 {
+        quiet(&bundle, &["exec", id, "/bin/evil"]);
+    }
+    assert_eq!(quiet(&bundle, &["delete", "--force", id]), 0);
+    assert!(std::fs::read(env!("CARGO_BIN_EXE_gantry-runtime")).unwrap() == before, "the runtime was overwritten");
+}

@@ -26,6 +26,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// # Errors
 /// When the socket was not inherited, or the kernel refuses the means to wait.
 pub fn run(args: &Args) -> Result<(), Error> {
+    // The kernel names a process after the file that it was executed by, which was a descriptor's number.
+    let _ = nix::sys::prctl::set_name(c"containerd-shim-gantry-v1");
     let socket = sys::inherited(LISTENER_FD).map_err(|error| Error::system("take over the socket", error))?;
     let listener =
         Listener::new(socket, nix::unistd::geteuid().as_raw()).map_err(|error| Error::system("listen", error))?;

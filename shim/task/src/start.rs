@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
@@ -74,7 +75,11 @@ fn serve(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path) -> 
 /// Its own session, and orphaned as soon as this process ends: nothing ties it to the daemon.
 fn spawn(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path, listener: &OwnedFd) -> Result<u32, Error> {
     let program = std::env::current_exe().map_err(|error| Error::system("find this program", error))?;
-    let mut command = Command::new(&program);
+    // What containers can reach of it must not be writable.
+    let sealed = gantry_runtime::sealed::program();
+    let path = sealed.as_ref().map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+    let mut command = Command::new(path.as_ref().unwrap_or(&program));
+    command.arg0(&program);
     command.args(["-namespace", &args.namespace, "-id", &args.id, "-address", &args.address]);
     command.arg("-socket").arg(socket);
     if args.debug {

@@ -118,3 +118,22 @@ async fn a_task_of_the_built_in_runtime_goes_on_from_its_checkpoint() {
 async fn a_task_of_runc_goes_on_from_its_checkpoint() {
     a_task_goes_on_from_its_checkpoint(Kind::Runc).await;
 }
+
+/// CVE-2019-5736: what a container could reach of the shim's program, by the process that is about to become its own.
+#[tokio::test]
+async fn the_shims_program_is_read_only_for_whoever_reaches_it_by_its_process() {
+    let world = World::new(Kind::Builtin);
+    let _events = world.events();
+    let container = world.created("c", &["/bin/sleep", "1000"]).await;
+    let shim = container.shim_pid().await;
+    let writable = |pid: i32| {
+        let path = format!("/proc/{pid}/exe");
+        nix::unistd::access(path.as_str(), nix::unistd::AccessFlags::W_OK) != Err(nix::errno::Errno::EROFS)
+    };
+    assert!(writable(std::process::id().cast_signed()), "the test's own is not");
+    assert!(!writable(shim));
+    let name = std::fs::read_to_string(format!("/proc/{shim}/comm")).unwrap();
+    assert_eq!(name.trim(), "containerd-shim");
+    container.delete("").await.unwrap();
+    end(&world, &container).await;
+}

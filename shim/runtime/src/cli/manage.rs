@@ -33,7 +33,11 @@ pub(super) const UPDATE: &[Flag] = &[
 ];
 
 pub(super) fn start(global: &Global, args: &Args) -> Result<u8, Failure> {
-    global.load(args.id()?)?.start()?;
+    let mut container = global.load(args.id()?)?;
+    if !container.spec().hooks.start_container.is_empty() {
+        gantry_runtime::sealed::restart();
+    }
+    container.start()?;
     Ok(0)
 }
 

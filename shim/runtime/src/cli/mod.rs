@@ -86,6 +86,9 @@ const COMMANDS: &[(&str, &[Flag], Command)] = &[
     ("restore", checkpoint::RESTORE, checkpoint::restore),
 ];
 
+/// Commands that make processes in containers. `start` does where there are hooks to run there.
+const MAKERS: [&str; 4] = ["create", "run", "exec", "restore"];
+
 /// Runs a command line.
 pub(crate) fn main(words: Vec<String>) -> ExitCode {
     let global = match Args::parse(&words, GLOBAL) {
@@ -111,6 +114,11 @@ fn dispatch(name: &str, global: &Args) -> Result<u8, Failure> {
     let Some((_, flags, command)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
         return Err(UsageError { reason: format!("there is no command {name:?}") }.into());
     };
+    if MAKERS.contains(&name) {
+        gantry_runtime::sealed::restart();
+        // The kernel names a process after the file that it was executed by, which was a descriptor's number.
+        let _ = nix::sys::prctl::set_name(c"gantry-runtime");
+    }
     let settings = Global {
         root: PathBuf::from(global.get("root").unwrap_or("/run/gantry-runtime")),
         criu: PathBuf::from(global.get("criu").unwrap_or("criu")),
