@@ -108,7 +108,9 @@ fn a_mount_target_that_changes_meanwhile_leads_nowhere_else() {
         wait(container.pid());
         true
     };
-    (0..40).for_each(|_| drop(create()));
+    for _ in 0..40 {
+        create();
+    }
     drop(changer);
     let _ = std::fs::remove_file(volume.join("x"));
     std::fs::create_dir_all(volume.join("x/y")).unwrap();
