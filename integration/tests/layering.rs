@@ -41,7 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-cri", &["gantry-types", "gantry-api", "gantry-mount", "gantry-engine", "gantry-spec"]),
     ("gantry-daemon", &["gantry-types", "gantry-api", "gantry-ttrpc", "gantry-engine", "gantry-cri"]),
     ("gantry-client", &["gantry-types", "gantry-spec", "gantry-api"]),
-    ("gctr", &["gantry-types", "gantry-client"]),
+    ("gctr", &["gantry-types", "gantry-client", "gantry-mount"]),
     ("gantry-integration", &["gantry-types", "gantry-registry"]),
     (
         "gantry-fuzz",

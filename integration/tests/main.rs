@@ -17,6 +17,7 @@ mod garbage;
 mod gctr;
 mod go_client;
 mod hostile;
+mod images;
 mod killed;
 mod layering;
 mod mounts;

@@ -9,7 +9,7 @@ use gantry_integration::registry::DockerRegistry;
 use gantry_integration::{Daemon, Lab};
 
 /// Names, types, modes, owners, sizes, times to the nanosecond, link counts and targets, a line an entry.
-fn listing(root: &Path) -> String {
+pub(crate) fn listing(root: &Path) -> String {
     let format = "%P\t%y\t%m\t%U:%G\t%s\t%T@\t%n\t%l\n";
     let text = run("find", &[&root.to_string_lossy(), "-mindepth", "1", "-not", "-type", "d", "-printf", format]);
     let directories = "%P\t%y\t%m\t%U:%G\t%T@\n";
@@ -42,7 +42,7 @@ fn attributes(root: &Path) -> String {
 }
 
 /// Contents of all plain files.
-fn contents(root: &Path) -> String {
+pub(crate) fn contents(root: &Path) -> String {
     let script = format!("cd '{}' && find . -type f -print0 | sort -z | xargs -0 sha256sum", root.display());
     run("sh", &["-c", &script])
 }

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use gantry_client::Client;
 use gantry_client::pb::gantry::admin::v1::{
-    CheckRequest, CheckSums, CollectGarbageRequest, ListOperationsRequest, Node, UsageEntry, UsageRequest,
-    finding::Outcome, usage_entry::State,
+    CheckRequest, CheckSums, CollectGarbageRequest, ConvertImageRequest, ListOperationsRequest, Node, UsageEntry,
+    UsageRequest, convert_image_request::Form, finding::Outcome, usage_entry::State,
 };
+use gantry_client::types::Platform;
 use serde_json::Value;
 
 use crate::error::Error;
@@ -95,6 +96,26 @@ pub async fn check(client: &Client, images: Vec<String>, mend: bool, json: bool)
         );
     }
     Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Converts an image; gives the digest of the new one.
+pub async fn convert(
+    client: &Client,
+    source: String,
+    target: String,
+    form: &str,
+    platforms: &[Platform],
+) -> Result<String, Error> {
+    let form = match form {
+        "plain" => Form::Plain,
+        "gzip" => Form::Gzip,
+        "zstd" => Form::Zstd,
+        _ => Form::Estargz,
+    };
+    let platforms = platforms.iter().map(ToString::to_string).collect();
+    let namespace = client.namespace().to_string();
+    let request = ConvertImageRequest { namespace, source, target, form: form.into(), platforms };
+    Ok(client.admin().convert_image(request).await?.into_inner().digest)
 }
 
 /// What runs, oldest first.

@@ -245,6 +245,43 @@ pub enum Images {
         /// The new name.
         target: String,
     },
+    /// Write an image with its layers in another form.
+    Convert {
+        /// The image.
+        source: String,
+        /// Name of the new one.
+        target: String,
+        /// The form.
+        #[arg(long, value_parser = ["plain", "gzip", "zstd", "estargz"])]
+        form: String,
+        /// Platforms of an index, OS/ARCH[/VARIANT]; all that are here by default.
+        #[arg(long)]
+        platform: Vec<Platform>,
+    },
+    /// Show an image's files at a directory, until `unmount`.
+    Mount {
+        /// The image; it must have been pulled.
+        image: String,
+        /// The directory.
+        target: PathBuf,
+        /// Let them be changed; the image stays as it is.
+        #[arg(long)]
+        writable: bool,
+        /// Where the image was unpacked.
+        #[arg(long, default_value = "overlayfs")]
+        snapshotter: String,
+        /// Platform, OS/ARCH[/VARIANT]; this machine's by default.
+        #[arg(long)]
+        platform: Option<Platform>,
+    },
+    /// End what `mount` began, changes included.
+    Unmount {
+        /// The directory.
+        target: PathBuf,
+        /// Where the image was unpacked.
+        #[arg(long, default_value = "overlayfs")]
+        snapshotter: String,
+    },
     /// Compare what images are made of with what it should be. Exits with 1 where something stays broken.
     Check {
         /// The images.

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use gantry_client::pb::containerd::services as wire;
 use gantry_client::pb::containerd::v1::types::Status;
-use gantry_client::types::{ErrorKind, HasKind};
+use gantry_client::types::{ErrorKind, HasKind, Platform};
 use gantry_client::{Client, event_json};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command, Content, Images, Namespaces, Snapshots};
 use crate::error::Error;
 use crate::output::{Table, size};
-use crate::{admin, pull, run};
+use crate::{admin, pull, run, show};
 
 /// Runs the command that was asked for.
 pub async fn dispatch(args: Args) -> Result<ExitCode, Error> {
@@ -135,6 +135,14 @@ async fn images(client: &Client, command: Images, json: bool) -> Result<(), Erro
             }
             table.print(json);
         }
+        Images::Convert { source, target, form, platform } => {
+            println!("{}", admin::convert(client, source, target, &form, &platform).await?);
+        }
+        Images::Mount { image, target, writable, snapshotter, platform } => {
+            let platform = platform.unwrap_or_else(Platform::host);
+            show::mount(client, &image, &target, &show::How { writable, snapshotter, platform }).await?;
+        }
+        Images::Unmount { target, snapshotter } => show::unmount(client, &target, &snapshotter).await?,
         // It has an exit code of its own.
         Images::Check { names, repair } => drop(admin::check(client, names, repair, json).await?),
         Images::Tag { source, target } => {

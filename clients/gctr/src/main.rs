@@ -9,6 +9,7 @@ mod error;
 mod output;
 mod pull;
 mod run;
+mod show;
 mod terminal;
 mod user;
 

@@ -33,6 +33,7 @@ const LONG: &[&str] = &[
     "/containerd.services.tasks.v1.Tasks/Wait",
     "/containerd.services.transfer.v1.Transfer/Transfer",
     "/gantry.admin.v1.Admin/Check",
+    "/gantry.admin.v1.Admin/ConvertImage",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",

@@ -34,6 +34,8 @@ pub struct Config {
     pub registry: gantry_registry::Config,
     /// What a layer may contain.
     pub unpack: UnpackLimits,
+    /// Layers' blobs are left to the next collection once they are unpacked; a push or export fetches them again.
+    pub discard_unpacked_layers: bool,
     /// After a stop that was not clean, check what was committed since the last mark.
     pub check_at_start: bool,
     /// Layers fetched at once for one pull.
@@ -250,6 +252,7 @@ impl Config {
             debug: false,
             registry: gantry_registry::Config::default(),
             unpack: UnpackLimits::default(),
+            discard_unpacked_layers: false,
             check_at_start: true,
             concurrent_downloads: 6,
             concurrent_unpacks: 4,

@@ -93,10 +93,16 @@ impl Content {
             self.refuse_present(scope, digest).await?;
         }
         let expires = SystemTime::now() + self.core.config.ingest_expiry;
-        let ingests = self.core.db.ingests(&scope.namespace);
-        let ingest = ingests.open(reference, expected.cloned(), expires, lease(scope)).await?;
-        let options = WriterOptions { reference: ingest.internal, total, expected: expected.cloned() };
-        let inner = match self.core.store.writer(options).await {
+        let (core, of, name, expected) =
+            (Arc::clone(&self.core), scope.clone(), reference.to_owned(), expected.cloned());
+        // Runs to its end when the caller goes away: a directory that comes after its record has gone would be nobody's.
+        let opening = tokio::spawn(async move {
+            let ingests = core.db.ingests(&of.namespace);
+            let ingest = ingests.open(&name, expected.clone(), expires, lease(&of)).await?;
+            let options = WriterOptions { reference: ingest.internal, total, expected };
+            Ok::<_, Error>(core.store.writer(options).await)
+        });
+        let inner = match opening.await.map_err(Error::task("open an ingest"))?? {
             Ok(writer) => Inner::Open(writer),
             Err(StoreError::AlreadyExists { digest }) => {
                 Inner::Shared(shared_status(&self.core, reference, &digest).await?)
@@ -179,11 +185,16 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub async fn abort(&self, scope: &Scope, reference: &str) -> Result<()> {
-        let ingest = self.core.db.ingests(&scope.namespace).delete(reference, lease(scope)).await?;
-        match self.core.store.abort(&ingest.internal).await {
-            Err(StoreError::IngestNotFound { .. }) | Ok(()) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        let (core, scope, reference) = (Arc::clone(&self.core), scope.clone(), reference.to_owned());
+        // Runs to its end when the caller goes away: bytes without a record would be nobody's.
+        let aborting = tokio::spawn(async move {
+            let ingest = core.db.ingests(&scope.namespace).delete(&reference, lease(&scope)).await?;
+            match core.store.abort(&ingest.internal).await {
+                Err(StoreError::IngestNotFound { .. }) | Ok(()) => Ok(()),
+                Err(error) => Err(Error::from(error)),
+            }
+        });
+        aborting.await.map_err(Error::task("abort"))?
     }
 
     /// What a caller wants to write and has already, its lease keeps from now on.

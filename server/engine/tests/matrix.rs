@@ -1,6 +1,6 @@
 //! Very many pulls from a registry that misbehaves at random: none hangs, none leaks, none leaves half an image.
 //!
-//! `GANTRY_PULLS` says how many (200 by default), `GANTRY_SEED` where chance begins.
+//! `GANTRY_PULLS` says how many (120 by default), `GANTRY_SEED` where chance begins.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 
@@ -150,7 +150,7 @@ async fn all_is_well(host: &Host, fake: &Fake, served: &[(Image, Reference)]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_from_a_registry_that_misbehaves_at_random_end_whole_or_not_at_all() {
-    let (pulls, seed) = (variable("GANTRY_PULLS", 200), variable("GANTRY_SEED", 20_260_101));
+    let (pulls, seed) = (variable("GANTRY_PULLS", 120), variable("GANTRY_SEED", 20_260_101));
     let host = Host::with(|config| {
         config.concurrent_unpacks = 2;
         let registry = &mut config.registry;

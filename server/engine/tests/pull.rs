@@ -455,3 +455,29 @@ async fn pulls_deletions_and_collections_at_once_harm_nobody() {
     }
     host.assert_empty().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discarded_layers_go_are_not_fetched_for_what_is_unpacked_and_come_again_for_a_push() {
+    let host = Host::with(|config| config.discard_unpacked_layers = true).await;
+    let image = two_layers();
+    let (fake, reference) = serve(&image).await;
+    host.pull(&reference).await.unwrap();
+    host.engine.gc.collect().await.unwrap();
+    for layer in layers(&image) {
+        assert_eq!(host.engine.content.info(&host.scope, &layer).await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    let top = top_snapshot(&config_labels(&host, &image).await);
+    assert!(host.file(&top, "etc/hello").await.is_some());
+    fake.clear_requests();
+    host.pull(&reference).await.unwrap();
+    assert!(layers(&image).iter().all(|layer| fake.count(layer.as_str()) == 0), "what is unpacked is not fetched");
+    let mut archive = tokio::io::duplex(64 << 10);
+    let export = gantry_engine::transfer::Export { names: vec![reference.to_string()], ..Default::default() };
+    let writing = host.engine.transfer.export(&host.scope, Box::new(archive.0), export, ProgressSink::default());
+    let reading = async { tokio::io::copy(&mut archive.1, &mut tokio::io::sink()).await.unwrap() };
+    let (written, bytes) = tokio::join!(writing, reading);
+    written.unwrap();
+    assert!(bytes > 1000, "the archive has {bytes} bytes");
+    host.engine.images.delete(&host.scope, &reference.to_string(), None, true).await.unwrap();
+    host.assert_empty().await;
+}

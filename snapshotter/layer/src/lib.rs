@@ -18,6 +18,7 @@ mod decompress;
 mod diff;
 mod dirs;
 mod erofs;
+mod estargz;
 mod sums;
 #[cfg(any(test, feature = "testing"))]
 pub mod tree;
@@ -28,6 +29,7 @@ pub use compress::Compressor;
 pub use decompress::{Decompressor, compression_of};
 pub use diff::{DiffError, DiffOptions, Times, Written, diff, diff_overlay};
 pub use erofs::{image_of_directory, image_of_tar};
+pub use estargz::{Estargz, EstargzError, estargz};
 pub use gantry_types::media_type::Compression;
 pub use sums::{CheckError, Checked, Difference, check};
 pub use unpack::{Unpacked, unpack, unpack_to_image};

@@ -24,6 +24,7 @@ impl Cri {
             labels: labels.clone(),
             platforms: vec![unpack.platform.clone()],
             unpacks: vec![unpack],
+            discard_layers: self.config.images.discard_unpacked_layers,
             access: self.access(credential),
             ..Pull::new(reference.clone())
         };

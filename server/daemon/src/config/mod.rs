@@ -85,6 +85,8 @@ pub struct Config {
     pub concurrent_downloads: usize,
     /// A file that says which images need a signature.
     pub signature_policy: Option<PathBuf>,
+    /// Layers' blobs go once they are unpacked.
+    pub discard_unpacked_layers: bool,
     /// After a stop that was not clean, check what was committed since the last mark.
     pub check_at_start: bool,
     /// Layers unpacked at once.
@@ -261,6 +263,7 @@ impl Default for Config {
             registry: engine.registry,
             unpack: engine.unpack,
             signature_policy: None,
+            discard_unpacked_layers: engine.discard_unpacked_layers,
             check_at_start: engine.check_at_start,
             concurrent_downloads: engine.concurrent_downloads,
             concurrent_unpacks: engine.concurrent_unpacks,
@@ -359,6 +362,7 @@ impl Config {
         engine.shim_environment = self.environment();
         engine.registry = self.engine_registry();
         engine.unpack = self.unpack;
+        engine.discard_unpacked_layers = self.discard_unpacked_layers;
         engine.check_at_start = self.check_at_start;
         engine.signature_policy.clone_from(&self.signature_policy);
         engine.default_snapshotter.clone_from(&self.snapshotter);

@@ -113,6 +113,7 @@ section! {
         ["gantry", "registry", "backoff"] => registry.backoff,
         ["gantry", "registry", "max_manifest_size"] => registry.max_manifest_size,
         ["gantry", "signature_policy"] => signature_policy,
+        ["gantry", "discard_unpacked_layers"] => discard_unpacked_layers,
         ["gantry", "check_at_start"] => check_at_start,
         ["gantry", "unpack", "max_bytes"] => unpack.max_bytes,
         ["gantry", "unpack", "max_entries"] => unpack.max_entries,

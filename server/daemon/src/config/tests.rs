@@ -251,6 +251,7 @@ const LINES: &[&str] = &[
     "gantry.limits = {streams = 1}",
     "gantry.registry = {backoff = '1us', max_transfers = 1}",
     "gantry.check_at_start = false",
+    "gantry.discard_unpacked_layers = true",
     "gantry.signature_policy = '/etc/gantry/signatures.toml'",
     "gantry.unpack.max_ratio = 5",
 ];

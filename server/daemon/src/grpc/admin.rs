@@ -6,12 +6,13 @@ use futures::stream::{self, StreamExt as _};
 use gantry_api::convert::time_to_wire;
 use gantry_api::pb::gantry::admin::v1 as wire;
 use gantry_api::pb::gantry::admin::v1::admin_server::Admin;
-use gantry_engine::Namespace;
 use gantry_engine::check::{Finding, Object, Outcome, Range, Report};
 use gantry_engine::gc::{Doomed, Node, Target};
 use gantry_engine::ops::Operation;
+use gantry_engine::transfer::{Convert, LayerForm};
 use gantry_engine::usage::{Entry, Kind, State};
-use tonic::{Request, Response, async_trait};
+use gantry_engine::{Namespace, Scope};
+use tonic::{Request, Response, Status, async_trait};
 
 use super::{Answers, Reply, Services};
 use crate::status;
@@ -73,6 +74,28 @@ impl Admin for Services {
         let batches = batches(findings).map(|findings| Ok(wire::CheckResponse { findings, sums: None }));
         Ok(Response::new(stream::iter(batches.chain(std::iter::once(Ok(sums)))).boxed()))
     }
+
+    async fn convert_image(&self, request: Request<wire::ConvertImageRequest>) -> Reply<wire::ConvertImageResponse> {
+        let r = request.into_inner();
+        let scope = Scope::new(r.namespace.parse().map_err(status::of)?);
+        let convert = convert_of_wire(r)?;
+        let image = self.engine.transfer.convert(&scope, &convert).await.map_err(status::of)?;
+        Ok(Response::new(wire::ConvertImageResponse { digest: image.target.digest.to_string() }))
+    }
+}
+
+fn convert_of_wire(request: wire::ConvertImageRequest) -> Result<Convert, Status> {
+    use wire::convert_image_request::Form;
+    let form = match request.form() {
+        Form::Plain => LayerForm::Plain,
+        Form::Gzip => LayerForm::Gzip,
+        Form::Zstd => LayerForm::Zstd,
+        Form::Estargz => LayerForm::Estargz,
+        Form::Unspecified => return Err(Status::invalid_argument("form: say PLAIN, GZIP, ZSTD or ESTARGZ")),
+    };
+    let platforms = request.platforms.iter().map(|platform| platform.parse()).collect::<Result<Vec<_>, _>>();
+    let platforms = platforms.map_err(|error| Status::invalid_argument(format!("platforms: {error}")))?;
+    Ok(Convert { source: request.source, target: request.target, form, platforms })
 }
 
 fn sums_to_wire(report: &Report) -> wire::CheckSums {

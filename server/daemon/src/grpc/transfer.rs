@@ -105,6 +105,7 @@ impl Services {
             manifest_limit: to.manifest_limit as usize,
             all_metadata: to.all_metadata,
             unpacks: unpacks(&to),
+            discard_layers: false,
             access: self.access(scope, from.resolver)?,
         };
         let image = self.engine.transfer.pull(scope, pull, sink).await.map_err(status::of)?;

@@ -27,9 +27,26 @@ pub(super) async fn export(
     progress: ProgressSink,
 ) -> Result<()> {
     let images = chosen_images(t, scope, &export).await?;
+    // What is fetched again has nobody else to keep it.
+    let (scope, cover) = t.leases.cover(scope, super::UNPACK_LEASE).await?;
+    let written = write(t, &scope, archive, &export, &images, progress).await;
+    if let Some(cover) = cover {
+        cover.end().await;
+    }
+    written
+}
+
+async fn write(
+    t: &Transfer,
+    scope: &Scope,
+    archive: Out,
+    export: &Export,
+    images: &[Image],
+    progress: ProgressSink,
+) -> Result<()> {
     let mut plan = Plan::default();
-    for image in &images {
-        plan.add(t, scope, image, &export).await?;
+    for image in images {
+        plan.add(t, scope, image, export).await?;
     }
     let report = Report::new(progress);
     report.title("Exporting");
@@ -80,7 +97,7 @@ impl Plan {
             (false, []) => vec![Platform::host()],
             (false, some) => some.to_vec(),
         };
-        let found = self.collect(t, scope, &image.target, &platforms, export, 0).await?;
+        let found = self.collect(t, scope, (&image.name, &image.target), &platforms, export, 0).await?;
         let Some((manifest, _)) = found.first() else {
             return Err(Error::not_found("platform", format!("{platforms:?} of image {}", image.name)));
         };
@@ -100,7 +117,7 @@ impl Plan {
         &mut self,
         t: &Transfer,
         scope: &Scope,
-        target: &Descriptor,
+        (name, target): (&str, &Descriptor),
         platforms: &[Platform],
         export: &Export,
         depth: usize,
@@ -109,6 +126,7 @@ impl Plan {
             Some(Document::Manifest(manifest)) => {
                 let kept = |layer: &&Descriptor| !(export.skip_non_distributable && not_distributable(layer));
                 let layers = manifest.layers.iter().filter(kept);
+                t.have_layers(scope, target, name).await?;
                 let blobs = [target, &manifest.config].into_iter().chain(layers);
                 self.blobs.extend(blobs.map(|d| d.digest.clone()));
                 Ok(vec![(*manifest, target.clone())])
@@ -121,7 +139,7 @@ impl Plan {
                     if depth_missing(t, scope, &child, export).await {
                         continue;
                     }
-                    found.extend(Box::pin(self.collect(t, scope, &child, platforms, export, depth + 1)).await?);
+                    found.extend(Box::pin(self.collect(t, scope, (name, &child), platforms, export, depth + 1)).await?);
                 }
                 Ok(found)
             }

@@ -1,6 +1,7 @@
 //! Layers that a snapshotter of another process brings in by itself: what it is told of each layer, and how many of an
 //! image's layers need not be fetched because of it.
 
+use gantry_metadata::Resource;
 use gantry_types::{ErrorKind, HasKind, Labels, Reference, Scope, labels};
 
 use super::Transfer;
@@ -53,13 +54,14 @@ impl Transfer {
         remote && exports.and_then(|exports| exports.get(WANTED)).is_none_or(|wanted| wanted == "true")
     }
 
-    /// How many of a stack's layers, from the lowest on, the snapshotter has without anybody unpacking them.
+    /// How many of a stack's layers, from the lowest on, the snapshotter has without anybody unpacking them; with
+    /// `discarding`, also those that were unpacked before.
     ///
     /// # Errors
     /// When the snapshotter cannot be asked.
-    pub(super) async fn present(&self, scope: &Scope, stack: &Stack) -> Result<usize> {
+    pub(super) async fn present(&self, scope: &Scope, stack: &Stack, discarding: bool) -> Result<usize> {
         if !self.core.snapshotters.get(&stack.snapshotter).is_some_and(|found| found.is_remote()) {
-            return Ok(0);
+            return if discarding { self.unpacked(scope, stack).await } else { Ok(0) };
         }
         let mut parent = String::new();
         for (number, (layer, chain_id)) in stack.layers.iter().zip(stack.chain()).enumerate() {
@@ -73,6 +75,25 @@ impl Transfer {
                     self.snapshots.remove(scope, &stack.snapshotter, &key).await?;
                     return Ok(number);
                 }
+            }
+        }
+        Ok(stack.layers.len())
+    }
+
+    /// How many of a stack's layers, from the lowest on, are unpacked and well; the lease keeps them from now on.
+    async fn unpacked(&self, scope: &Scope, stack: &Stack) -> Result<usize> {
+        let records = self.core.db.snapshots(&scope.namespace, &stack.snapshotter);
+        for (number, chain_id) in stack.chain().iter().enumerate() {
+            let key = chain_id.as_str();
+            let Ok(record) = records.get(key) else { return Ok(number) };
+            if let Some(lease) = &scope.lease {
+                let resource = Resource::Snapshot { snapshotter: stack.snapshotter.clone(), key: key.to_owned() };
+                self.leases.add(scope, lease, resource).await?;
+            }
+            let name = (stack.snapshotter.clone(), record.internal);
+            // It may have gone before the lease had it.
+            if records.get(key).is_err() || self.core.doubt.verdict(&name, scope.deadline).await?.is_some() {
+                return Ok(number);
             }
         }
         Ok(stack.layers.len())

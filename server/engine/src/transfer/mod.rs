@@ -1,6 +1,7 @@
 //! Images between registries, archives and this engine. Every road (command line, CRI, transfer service) ends here.
 
 mod blobs;
+mod convert;
 mod export;
 mod extract;
 mod fetch;
@@ -15,7 +16,7 @@ mod unpack;
 
 use std::sync::Arc;
 
-use gantry_types::{Descriptor, Labels, Platform, Reference, Scope};
+use gantry_types::{Descriptor, Labels, Platform, Reference, Scope, media_type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -111,6 +112,8 @@ pub struct Pull {
     pub all_metadata: bool,
     /// What to unpack.
     pub unpacks: Vec<Unpack>,
+    /// Whether layers' blobs are left to the next collection once they are unpacked.
+    pub discard_layers: bool,
     /// How registries are reached.
     pub access: Access,
 }
@@ -126,6 +129,7 @@ impl Pull {
             manifest_limit: 1,
             all_metadata: false,
             unpacks: vec![Unpack { platform: Platform::host(), snapshotter: String::new() }],
+            discard_layers: false,
             access: Access::default(),
         }
     }
@@ -142,6 +146,50 @@ pub struct Push {
     pub platforms: Vec<Platform>,
     /// How registries are reached.
     pub access: Access,
+}
+
+/// How the layers of an image are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerForm {
+    /// Not compressed.
+    Plain,
+    /// gzip, level 6.
+    Gzip,
+    /// zstd, level 3.
+    Zstd,
+    /// gzip whose files can be read one by one.
+    Estargz,
+}
+
+impl LayerForm {
+    fn compression(self) -> gantry_layer::Compression {
+        match self {
+            LayerForm::Plain => gantry_layer::Compression::None,
+            LayerForm::Gzip | LayerForm::Estargz => gantry_layer::Compression::Gzip,
+            LayerForm::Zstd => gantry_layer::Compression::Zstd,
+        }
+    }
+
+    fn media_type(self) -> &'static str {
+        match self {
+            LayerForm::Plain => media_type::OCI_LAYER,
+            LayerForm::Gzip | LayerForm::Estargz => media_type::OCI_LAYER_GZIP,
+            LayerForm::Zstd => media_type::OCI_LAYER_ZSTD,
+        }
+    }
+}
+
+/// An image to write in another form.
+#[derive(Clone, Debug)]
+pub struct Convert {
+    /// Name of the image that is here.
+    pub source: String,
+    /// Name of the new one; one that is there comes to stand for it.
+    pub target: String,
+    /// How its layers are written.
+    pub form: LayerForm,
+    /// Platforms of an index to convert; none: all that are here.
+    pub platforms: Vec<Platform>,
 }
 
 /// How to name and unpack what an archive holds.
@@ -250,6 +298,14 @@ impl Transfer {
         export::export(self, scope, archive, export, progress).await
     }
 
+    /// Writes an image with its layers in another form, as an image of OCI's types. The same image gives the same bytes.
+    ///
+    /// # Errors
+    /// `NotFound` for an image or blob that is not here; `InvalidArgument` for a layer that the form cannot hold.
+    pub async fn convert(&self, scope: &Scope, convert: &Convert) -> Result<Image> {
+        convert::convert(self, scope, convert).await
+    }
+
     /// Unpacks an image that is here; gives the chain id, which is the name of its top snapshot.
     ///
     /// # Errors
@@ -286,6 +342,25 @@ impl Transfer {
         fetch.blob(blob, &Labels::new(), None).await
     }
 
+    /// Sees to it that the layers of a manifest are here, where they were discarded after their unpacking: they come again
+    /// from where the image did. The scope's lease keeps them.
+    ///
+    /// # Errors
+    /// `NotFound` where the image's name says no registry, what the registry says.
+    pub(crate) async fn have_layers(&self, scope: &Scope, manifest: &Descriptor, image: &str) -> Result<()> {
+        if !self.content.info(scope, &manifest.digest).await?.labels.contains_key(DISCARDED) {
+            return Ok(());
+        }
+        let document = manifest::read(&self.content, scope, manifest).await?;
+        let reference = image.parse().ok();
+        for layer in document.iter().flat_map(manifest::Document::children) {
+            if self.content.info(scope, &layer.digest).await.is_err() {
+                self.bring_back(scope, &layer, reference.as_ref()).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The configuration of an image for a platform, below an index or at once.
     ///
     /// # Errors
@@ -308,6 +383,9 @@ impl Transfer {
         self.images.create(scope, pull::new_image(target, image.target, all)).await
     }
 }
+
+/// Label of a manifest whose layers' blobs were left to the collector once they were unpacked.
+const DISCARDED: &str = "io.gantry.layers.discarded";
 
 /// Longest an unpacking can hold its lease.
 const UNPACK_LEASE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);

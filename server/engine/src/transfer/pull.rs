@@ -146,6 +146,13 @@ impl One<'_> {
         let document = document.ok_or_else(unknown)?;
         document.children().iter().for_each(|child| self.report.belongs(child, name_of(descriptor)));
         let mut labels = document.gc_labels();
+        if self.discards() {
+            let of_layers = format!("{}.l.", labels::GC_REF_CONTENT);
+            labels.retain(|key, _| !key.starts_with(&of_layers));
+            if matches!(document, Document::Manifest(_)) {
+                labels.insert(super::DISCARDED.to_owned(), "true".to_owned());
+            }
+        }
         labels.extend(self.source_label());
         let content = &self.t.content;
         content.write_all(self.scope, &descriptor.digest, bytes, labels.clone()).await?;
@@ -219,11 +226,17 @@ impl One<'_> {
         Ok(())
     }
 
+    /// Whether layers are of no use once they are unpacked.
+    fn discards(&self) -> bool {
+        let wished = self.pull.discard_layers || self.t.core.config.discard_unpacked_layers;
+        wished && !self.pull.unpacks.is_empty()
+    }
+
     /// How many of the lowest layers need not be fetched, because all snapshotters have them.
     async fn present(&self, stacks: &mut [Stack]) -> Result<usize> {
         let mut present = usize::MAX;
         for stack in stacks.iter() {
-            present = present.min(self.t.present(self.scope, stack).await?);
+            present = present.min(self.t.present(self.scope, stack, self.discards()).await?);
         }
         let present = if stacks.is_empty() { 0 } else { present };
         for stack in stacks {

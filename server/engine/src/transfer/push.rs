@@ -15,6 +15,7 @@ use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE};
 use super::report::{Report, name_of};
 use super::{ProgressSink, Push, Transfer};
 use crate::content::CHUNK;
+use crate::images::Image;
 use crate::{Error, Result};
 
 /// Blobs sent at once.
@@ -22,21 +23,31 @@ const AT_ONCE: usize = 4;
 
 pub(super) async fn push(t: &Transfer, scope: &Scope, push: Push, progress: ProgressSink) -> Result<()> {
     let image = t.images.get(scope, &push.name).await?;
+    // What is fetched again has nobody else to keep it.
+    let (scope, cover) = t.leases.cover(scope, super::UNPACK_LEASE).await?;
+    let pushed = send(t, &scope, &push, &image, progress).await;
+    if let Some(cover) = cover {
+        cover.end().await;
+    }
+    pushed
+}
+
+async fn send(t: &Transfer, scope: &Scope, push: &Push, image: &Image, progress: ProgressSink) -> Result<()> {
     let (report, reference) = (Report::new(progress), push.reference.to_string());
     report.title(format!("Pushing to OCI Registry ({reference})"));
     report.named("pushing content", &push.name, &image.target);
     report.belongs(&image.target, push.name.clone());
     let mut plan = Plan::default();
-    plan.collect(t, scope, &image.target, &push, 0).await?;
+    plan.collect(t, scope, &image.target, push, 0).await?;
     plan.announce(t, scope, &report).await?;
     if plan.documents.is_empty() {
         return Err(Error::not_found("platform", format!("{:?} of image {}", push.platforms, push.name)));
     }
-    let sends: Vec<_> = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, &push, &report).boxed()).collect();
+    let sends: Vec<_> = plan.blobs.iter().map(|blob| send_blob(t, scope, blob, push, &report).boxed()).collect();
     stream::iter(sends).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
     let top = plan.documents.len() - 1;
     for (number, document) in plan.documents.iter().enumerate() {
-        send_document(t, scope, document, &push, number == top).await?;
+        send_document(t, scope, document, push, number == top).await?;
         report.blob("complete", document, document.size);
     }
     report.named("pushed content", &push.name, &image.target);
@@ -82,6 +93,7 @@ impl Plan {
                 self.documents.push(target.clone());
             }
             Some(document @ Document::Manifest(_)) => {
+                t.have_layers(scope, target, &push.name).await?;
                 for blob in document.children() {
                     if self.seen.insert(blob.digest.clone()) {
                         self.blobs.push(blob);

@@ -71,6 +71,18 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// What is written to; nothing of the tar may be written there.
+    pub(crate) fn out(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Writes the end marker; gives what was written to, and how many bytes were.
+    pub(crate) fn end(mut self) -> io::Result<(W, u64)> {
+        self.pad()?;
+        self.content(&[0; 2 * BLOCK])?;
+        Ok((self.out, self.written))
+    }
+
     /// Writes the end marker.
     pub(crate) fn finish(mut self) -> io::Result<u64> {
         self.pad()?;
@@ -79,7 +91,8 @@ impl<W: Write> Writer<W> {
         Ok(self.written)
     }
 
-    fn pad(&mut self) -> io::Result<()> {
+    /// Ends the content of the last entry.
+    pub(crate) fn pad(&mut self) -> io::Result<()> {
         let length = usize::try_from(std::mem::take(&mut self.padding)).unwrap_or(0);
         self.content(&[0; BLOCK][..length])
     }
