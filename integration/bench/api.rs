@@ -1,5 +1,6 @@
-//! The API under load: one program, on containerd's own gRPC stack and messages (`integration/tools/load`), against both
-//! daemons in turn, on one journaled disk. Each row is a workload; what it costs the daemon is read from the kernel.
+//! The API under load: one program (`integration/tools/load`) against both daemons in turn, on one journaled disk: on
+//! containerd's own gRPC stack and messages, and, where that stack is what limits, on bare frames of HTTP/2. Each row is a
+//! workload; what it costs the daemon is read from the kernel.
 
 use std::time::Duration;
 
@@ -23,6 +24,12 @@ pub const ALL: &[Row<Stores>] = &[
     Row { name: "Containers.Get of 10,000, p50", bar: Bar::None, measure: get },
     Row { name: "ours alone: Get p50, store empty → full", bar: Bar::RatioAtMost(1.2), measure: get_empty_and_full },
     Row { name: "Containers.ListStream of 10,000, records/s", bar: Bar::RatioAtLeast(5.0), measure: list_stream },
+    Row {
+        name: "ListStream, client that costs nothing, records/s",
+        bar: Bar::RatioAtLeast(5.0),
+        measure: wire_list_stream,
+    },
+    Row { name: "ListStream, the daemon's CPU a record", bar: Bar::RatioAtMost(0.2), measure: list_stream_cost },
     Row { name: "Containers.List of 1,000 in 10,000, bytes/s", bar: Bar::RatioAtLeast(5.0), measure: list },
     Row { name: "Images.List of 1,000, bytes/s", bar: Bar::RatioAtLeast(5.0), measure: images },
     Row { name: "32 writers: Containers.Create", bar: Bar::RatioAtLeast(5.0), measure: |s| writers(s, "create") },
@@ -44,11 +51,33 @@ pub const ALL: &[Row<Stores>] = &[
     Row { name: "content write over the socket, bytes/s", bar: Bar::RatioAtLeast(2.0), measure: |s| rate(s, WRITE) },
     Row { name: "content write, the daemon's CPU a GiB", bar: Bar::RatioAtMost(0.5), measure: |s| cost(s, WRITE) },
     Row { name: "four content writes at once, bytes/s", bar: Bar::RatioAtLeast(2.0), measure: |s| rate(s, WRITES) },
+    Row {
+        name: "content read, client that costs nothing, bytes/s",
+        bar: Bar::RatioAtLeast(2.0),
+        measure: |s| rate(s, WIRE_READ),
+    },
+    Row {
+        name: "content read by it, the daemon's CPU a GiB",
+        bar: Bar::RatioAtMost(0.5),
+        measure: |s| cost(s, WIRE_READ),
+    },
+    Row {
+        name: "content write, client that costs nothing, bytes/s",
+        bar: Bar::RatioAtLeast(2.0),
+        measure: |s| rate(s, WIRE_WRITE),
+    },
+    Row {
+        name: "content write by it, the daemon's CPU a GiB",
+        bar: Bar::RatioAtMost(0.5),
+        measure: |s| cost(s, WIRE_WRITE),
+    },
     Row { name: "events to 100 subscribers, none lost, deliveries/s", bar: Bar::None, measure: fan_out },
 ];
 
 const READ: &[&str] = &["-size", "512", "-count", "2", "content-read"];
 const WRITE: &[&str] = &["-size", "256", "-count", "2", "content-write"];
+const WIRE_READ: &[&str] = &["-size", "512", "-count", "2", "wire-content-read"];
+const WIRE_WRITE: &[&str] = &["-size", "256", "-count", "2", "wire-content-write"];
 const WRITES: &[&str] = &["-size", "64", "-count", "2", "-workers", "4", "-connections", "4", "content-write"];
 
 /// Four daemons on one disk: of each peer one with an empty store, and one with a full one.
@@ -167,6 +196,19 @@ fn get_empty_and_full(stores: &Stores) -> Pairs {
 fn list_stream(stores: &Stores) -> Pairs {
     stores
         .in_turn("k/s", 5, |daemon| per_second(&load(daemon, &["-duration", "2s", "list-stream"]), "operations") / 1e3)
+}
+
+fn wire_list_stream(stores: &Stores) -> Pairs {
+    let args = ["-duration", "2s", "wire-list-stream"];
+    stores.in_turn("k/s", 5, |daemon| per_second(&load(daemon, &args), "operations") / 1e3)
+}
+
+/// CPU time of the daemon for the records, the client's not counted.
+fn list_stream_cost(stores: &Stores) -> Pairs {
+    stores.in_turn("µs", 5, |daemon| {
+        let result = load(daemon, &["-duration", "2s", "list-stream"]);
+        number(&result, "daemon_cpu_s") / number(&result, "operations") * 1e6
+    })
 }
 
 fn list(stores: &Stores) -> Pairs {

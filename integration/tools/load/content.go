@@ -88,7 +88,7 @@ func read(ctx context.Context, l *load) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	return l.repeat(func(c *grpc.ClientConn, _, _ int) (int64, error) {
+	return l.calls(func(c *grpc.ClientConn, _, _ int) (int64, error) {
 		_, bytes, err := receive(ctx, c, contentService+"Read", &content.ReadContentRequest{Digest: name.String()})
 		if err == nil && bytes < int64(l.size)<<20 {
 			err = fmt.Errorf("%d bytes instead of %d MiB", bytes, l.size)
@@ -99,17 +99,23 @@ func read(ctx context.Context, l *load) (result, error) {
 
 // write enters blobs that are new each time, and takes them away afterwards.
 func write(ctx context.Context, l *load) (result, error) {
+	return l.writes(ctx, func(blobs [][]byte, made [][]string) (result, error) {
+		return l.calls(func(c *grpc.ClientConn, worker, call int) (int64, error) {
+			binary.BigEndian.PutUint64(blobs[worker], rand.Uint64())
+			name, err := put(ctx, c, l.fresh(worker, call), blobs[worker], "")
+			made[worker] = append(made[worker], name)
+			return int64(len(blobs[worker])), err
+		})
+	})
+}
+
+// writes has work enter blobs, of each worker one, which is another each time, and takes away what it has made.
+func (l *load) writes(ctx context.Context, work func(blobs [][]byte, made [][]string) (result, error)) (result, error) {
 	blobs, made := make([][]byte, l.workers), make([][]string, l.workers)
 	for worker := range blobs {
 		blobs[worker] = random(rand.Uint64(), l.size<<20)
 	}
-	r, err := l.repeat(func(c *grpc.ClientConn, worker, call int) (int64, error) {
-		blob := blobs[worker]
-		binary.BigEndian.PutUint64(blob, rand.Uint64())
-		name, err := put(ctx, c, l.fresh(worker, call), blob, "")
-		made[worker] = append(made[worker], name)
-		return int64(len(blob)), err
-	})
+	r, err := work(blobs, made)
 	if err != nil {
 		return r, err
 	}

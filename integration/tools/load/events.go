@@ -67,8 +67,8 @@ func fanOut(ctx context.Context, l *load) (result, error) {
 	}
 	request := &events.PublishRequest{Topic: topic + "/event", Event: event()}
 	r, err := l.measured(func() (result, error) {
-		r, err := l.repeated(func(c *grpc.ClientConn, _, _ int) (int64, error) {
-			return 0, c.Invoke(ctx, eventsService+"Publish", request, &sink{})
+		r, err := l.repeated(func(worker, _ int) (int64, error) {
+			return 0, l.connections[worker%len(l.connections)].Invoke(ctx, eventsService+"Publish", request, &sink{})
 		})
 		if err != nil {
 			return r, err

@@ -33,6 +33,7 @@ const maxMessage = 256 << 20
 
 // load is what the flags say.
 type load struct {
+	address     string
 	namespace   string
 	workers     int
 	count       int
@@ -58,7 +59,7 @@ type result struct {
 
 func main() {
 	var l load
-	address := flag.String("address", "", "the daemon's socket")
+	flag.StringVar(&l.address, "address", "", "the daemon's socket")
 	connections := flag.Int("connections", 1, "connections that workers share")
 	flag.StringVar(&l.namespace, "namespace", "load", "namespace")
 	flag.IntVar(&l.workers, "workers", 1, "workers at once")
@@ -70,7 +71,7 @@ func main() {
 	flag.StringVar(&l.prefix, "prefix", "w", "what names of new objects begin with")
 	flag.IntVar(&l.daemon, "pid", 0, "process of the daemon, to tell its CPU time")
 	flag.Parse()
-	if err := l.dial(*address, *connections); err != nil {
+	if err := l.dial(*connections); err != nil {
 		fail(err)
 	}
 	run, ok := workloads[flag.Arg(0)]
@@ -92,9 +93,9 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-func (l *load) dial(address string, connections int) error {
+func (l *load) dial(connections int) error {
 	dialer := func(ctx context.Context, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", address)
+		return (&net.Dialer{}).DialContext(ctx, "unix", l.address)
 	}
 	for range connections {
 		connection, err := grpc.NewClient("passthrough:///daemon",
@@ -139,12 +140,19 @@ func (l *load) measured(work func() (result, error)) (result, error) {
 	return r, err
 }
 
-// repeat has all workers call step, with their own number and that of the call, and adds up what it gives.
-func (l *load) repeat(step func(connection *grpc.ClientConn, worker, call int) (bytes int64, err error)) (result, error) {
+// calls has all workers call step, with a connection, their own number and that of the call, and adds up what it gives.
+func (l *load) calls(step func(connection *grpc.ClientConn, worker, call int) (bytes int64, err error)) (result, error) {
+	return l.repeat(func(worker, call int) (int64, error) {
+		return step(l.connections[worker%len(l.connections)], worker, call)
+	})
+}
+
+// repeat is calls without connections.
+func (l *load) repeat(step func(worker, call int) (bytes int64, err error)) (result, error) {
 	return l.measured(func() (result, error) { return l.repeated(step) })
 }
 
-func (l *load) repeated(step func(connection *grpc.ClientConn, worker, call int) (int64, error)) (result, error) {
+func (l *load) repeated(step func(worker, call int) (int64, error)) (result, error) {
 	var (
 		group    sync.WaitGroup
 		sum      atomic.Int64
@@ -154,13 +162,12 @@ func (l *load) repeated(step func(connection *grpc.ClientConn, worker, call int)
 	)
 	for worker := range l.workers {
 		group.Go(func() {
-			connection := l.connections[worker%len(l.connections)]
 			for call := 0; failure.Load() == nil; call++ {
 				before := time.Now()
 				if (l.count > 0 && call >= l.count) || (l.count == 0 && before.After(deadline)) {
 					return
 				}
-				n, err := step(connection, worker, call)
+				n, err := step(worker, call)
 				if err != nil {
 					failure.Store(&err)
 					return

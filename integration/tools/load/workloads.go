@@ -35,6 +35,11 @@ var workloads = map[string]workload{
 	"content-read":   read,
 	"content-write":  write,
 	"events":         fanOut,
+	// The same by a client that costs next to nothing.
+	"wire-list":          listOnWire,
+	"wire-list-stream":   listStreamOnWire,
+	"wire-content-read":  readOnWire,
+	"wire-content-write": writeOnWire,
 }
 
 const (
@@ -71,7 +76,7 @@ func stored(n int) string { return fmt.Sprintf("container-%05d", n) }
 // fill enters the containers of the flag and a tenth as many images.
 func fill(ctx context.Context, l *load) (result, error) {
 	l.count = l.containers / l.workers
-	return l.repeat(func(c *grpc.ClientConn, worker, call int) (int64, error) {
+	return l.calls(func(c *grpc.ClientConn, worker, call int) (int64, error) {
 		n := worker*l.count + call
 		made := &containers.CreateContainerRequest{Container: container(stored(n), n)}
 		if err := c.Invoke(ctx, containersService+"Create", made, &sink{}); err != nil || n%10 > 0 {
@@ -84,7 +89,7 @@ func fill(ctx context.Context, l *load) (result, error) {
 
 // unary calls a method again and again.
 func unary(ctx context.Context, l *load, method string, request func(worker, call int) any) (result, error) {
-	return l.repeat(func(c *grpc.ClientConn, worker, call int) (int64, error) {
+	return l.calls(func(c *grpc.ClientConn, worker, call int) (int64, error) {
 		var answer sink
 		err := c.Invoke(ctx, method, request(worker, call), &answer)
 		return answer.length, err
@@ -121,7 +126,7 @@ func listImages(ctx context.Context, l *load) (result, error) {
 // listStream counts the containers that came as operations.
 func listStream(ctx context.Context, l *load) (result, error) {
 	records := int64(0)
-	r, err := l.repeat(func(c *grpc.ClientConn, _, _ int) (int64, error) {
+	r, err := l.calls(func(c *grpc.ClientConn, _, _ int) (int64, error) {
 		n, bytes, err := receive(ctx, c, containersService+"ListStream", &containers.ListContainersRequest{Filters: l.filters()})
 		records += n
 		return bytes, err

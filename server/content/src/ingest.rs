@@ -1,13 +1,14 @@
 //! The files of one ingest: `data`, and `ingest.json` that says whose they are.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use gantry_types::{Algorithm, Digest, Hasher};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use serde::{Deserialize, Serialize};
 
 use crate::lock::Guard;
@@ -129,87 +130,154 @@ impl Record {
     }
 }
 
+/// Blobs of this many bytes or more leave the kernel's cache once they are on the disk: whoever pulls unpacks while the
+/// bytes come in, and gibibytes that nobody reads again would push out what containers use.
+const LARGE: u64 = 32 << 20;
+
+/// `RWF_DONTCACHE` (Linux 6.14; pwritev2(2)): written back at once, and not kept in the kernel's cache after that.
+const DROP_BEHIND: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Most buffers of one write: `IOV_MAX`.
+const VECTOR: usize = 1024;
+
 /// An ingest that is being written. All of it blocks on the disk.
 pub(crate) struct Ingest {
     pub(crate) home: Home,
     pub(crate) file: File,
     /// Bytes in the file.
     pub(crate) written: u64,
-    hasher: Hasher,
-    algorithm: Algorithm,
-    /// Bytes in the hash: fewer than `written` until an ingest that was opened again is read again.
-    hashed: u64,
+    /// The digest so far: apart from the file, so that both can take the same bytes at once.
+    pub(crate) hash: Hash,
+    /// Whether what is written shall leave the kernel's cache.
+    large: bool,
+    /// Whether kernel and file system know how.
+    drops: bool,
     /// Goes with the ingest, so that the name is held until its last job is done.
     _guard: Guard,
 }
 
 impl Ingest {
-    pub(crate) fn new(home: Home, file: File, algorithm: Algorithm, guard: Guard) -> Result<Ingest, Error> {
+    pub(crate) fn new(
+        home: Home,
+        file: File,
+        total: Option<u64>,
+        algorithm: Algorithm,
+        guard: Guard,
+    ) -> Result<Ingest, Error> {
         let written = file.metadata().map_err(Error::io("stat", &home.data()))?.len();
-        Ok(Ingest { home, file, written, hasher: Hasher::new(algorithm), algorithm, hashed: 0, _guard: guard })
+        let large = total.is_some_and(|total| total >= LARGE);
+        Ok(Ingest { home, file, written, hash: Hash::new(algorithm), large, drops: true, _guard: guard })
     }
 
-    /// Appends and hashes. After a failure the file is as long as before the piece that failed.
+    /// Whether the digest so far is that of all that is in the file.
+    pub(crate) fn is_hashed(&self) -> bool {
+        self.hash.hashed == self.written
+    }
+
+    /// Appends and hashes. After a failure the file is as long as before.
     pub(crate) fn append(&mut self, pieces: &[Bytes]) -> Result<(), Error> {
         self.catch_up()?;
-        if pieces.is_empty() {
+        self.write(pieces)?;
+        self.hash.add(pieces);
+        Ok(())
+    }
+
+    /// Appends, for one who hashes the same pieces. After a failure the file is as long as before.
+    pub(crate) fn write(&mut self, pieces: &[Bytes]) -> Result<(), Error> {
+        let len: usize = pieces.iter().map(Bytes::len).sum();
+        if len == 0 {
             return Ok(());
         }
-        for piece in pieces {
-            if let Err(error) = self.write_piece(piece) {
-                // Should this fail, too, the bytes behind `written` are written over.
-                let _ = self.file.set_len(self.written);
-                return Err(Error::io("write", &self.home.data())(error));
-            }
-            self.hasher.update(piece);
-            self.written += piece.len() as u64;
-            self.hashed = self.written;
+        if let Err(error) = self.write_pieces(pieces) {
+            // Should this fail, too, the bytes behind `written` are written over.
+            let _ = self.file.set_len(self.written);
+            return Err(Error::io("write", &self.home.data())(error));
         }
+        self.written += len as u64;
         touch(&self.file).map_err(Error::io("touch", &self.home.data()))
     }
 
-    fn write_piece(&self, piece: &[u8]) -> io::Result<()> {
+    fn write_pieces(&mut self, pieces: &[Bytes]) -> io::Result<()> {
         fail::fail_point!("content::write", |_| Err(io::ErrorKind::StorageFull.into()));
-        self.file.write_all_at(piece, self.written)
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().filter(|p| !p.is_empty()).map(|p| IoSlice::new(p)).collect();
+        let (mut left, mut offset) = (&mut slices[..], self.written);
+        while !left.is_empty() {
+            let drops = self.drops && (self.large || offset >= LARGE);
+            let flags = if drops { DROP_BEHIND } else { ReadWriteFlags::empty() };
+            match pwritev2(&self.file, &left[..left.len().min(VECTOR)], offset, flags) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if drops => self.drops = false,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Drops the bytes behind `size`.
     pub(crate) fn truncate(&mut self, size: u64) -> Result<(), Error> {
         self.file.set_len(size).map_err(Error::io("truncate", &self.home.data()))?;
         self.written = size;
-        self.restart(self.algorithm);
+        self.hash = Hash::new(self.hash.algorithm);
         touch(&self.file).map_err(Error::io("touch", &self.home.data()))
+    }
+
+    /// Digest of what is in the file, where nothing needs to be read for it.
+    pub(crate) fn known_digest(&self, algorithm: Algorithm) -> Option<Digest> {
+        (self.is_hashed() && self.hash.algorithm == algorithm).then(|| self.hash.hasher.clone().finish())
     }
 
     /// Digest of what is in the file.
     pub(crate) fn digest(&mut self, algorithm: Algorithm) -> Result<Digest, Error> {
-        if algorithm != self.algorithm {
-            self.restart(algorithm);
+        if algorithm != self.hash.algorithm {
+            self.hash = Hash::new(algorithm);
         }
         self.catch_up()?;
-        Ok(self.hasher.clone().finish())
-    }
-
-    fn restart(&mut self, algorithm: Algorithm) {
-        self.algorithm = algorithm;
-        self.hasher = Hasher::new(algorithm);
-        self.hashed = 0;
+        Ok(self.hash.hasher.clone().finish())
     }
 
     /// Hashes what is in the file and not in the hash.
     fn catch_up(&mut self) -> Result<(), Error> {
-        if self.hashed == self.written {
+        if self.is_hashed() {
             return Ok(());
         }
         let mut buffer = vec![0; REREAD];
-        while self.hashed < self.written {
-            let want = usize::try_from(self.written - self.hashed).unwrap_or(REREAD).min(REREAD);
+        while self.hash.hashed < self.written {
+            let want = usize::try_from(self.written - self.hash.hashed).unwrap_or(REREAD).min(REREAD);
             let piece = &mut buffer[..want];
-            self.file.read_exact_at(piece, self.hashed).map_err(Error::io("read", &self.home.data()))?;
-            self.hasher.update(piece);
-            self.hashed += want as u64;
+            self.file.read_exact_at(piece, self.hash.hashed).map_err(Error::io("read", &self.home.data()))?;
+            self.hash.update(piece);
         }
         Ok(())
+    }
+}
+
+/// The digest of the first bytes of an ingest.
+#[derive(Clone)]
+pub(crate) struct Hash {
+    hasher: Hasher,
+    algorithm: Algorithm,
+    /// Bytes in it: fewer than are in the file until an ingest that was opened again is read again.
+    hashed: u64,
+}
+
+impl Hash {
+    fn new(algorithm: Algorithm) -> Hash {
+        Hash { hasher: Hasher::new(algorithm), algorithm, hashed: 0 }
+    }
+
+    /// Adds the next bytes.
+    pub(crate) fn add(&mut self, pieces: &[Bytes]) {
+        pieces.iter().for_each(|piece| self.update(piece));
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.hashed += bytes.len() as u64;
     }
 }
 

@@ -171,7 +171,7 @@ impl Shared {
         let (record, file) = home.open(options)?;
         let updated = file.metadata().and_then(|data| data.modified()).map_err(Error::io("stat", &home.data()))?;
         let algorithm = record.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-        let ingest = Ingest::new(home, file, algorithm, guard)?;
+        let ingest = Ingest::new(home, file, record.total, algorithm, guard)?;
         Ok(LocalWriter::new(self.clone(), record, ingest, updated))
     }
 

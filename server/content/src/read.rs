@@ -1,12 +1,14 @@
 //! Reading a blob's file.
 
 use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::spawn_blocking;
 
 use crate::{Error, ReaderAt};
@@ -28,31 +30,32 @@ struct Spare(Mutex<Vec<Vec<u8>>>);
 /// Buffers kept, at most: as many as a stream has under way.
 const KEEP: usize = 3;
 
-/// Bytes of a blob; their buffer is used again when the last of them is dropped.
+/// Bytes of a blob, the first of a buffer, which is used again when the last of them is dropped.
 struct Lent {
     buffer: Vec<u8>,
+    len: usize,
     spare: Arc<Spare>,
 }
 
 impl Spare {
-    fn take(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    /// A buffer of at least `len` bytes; what is in it does not matter.
+    fn take(&self, len: usize) -> Vec<u8> {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.filter(|buffer| buffer.len() >= len).unwrap_or_else(|| vec![0; len])
     }
 }
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer
+        &self.buffer[..self.len]
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
         let mut spare = self.spare.0.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < KEEP {
-            spare.push(buffer);
+            spare.push(std::mem::take(&mut self.buffer));
         }
     }
 }
@@ -75,27 +78,42 @@ impl ReaderAt for LocalReader {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let (file, spare) = (self.file.clone(), self.spare.clone());
-        let read = move || {
-            let buffer = read(&file, offset, len, spare.take())?;
-            Ok(Bytes::from_owner(Lent { buffer, spare }))
-        };
-        spawn_blocking(read).await.map_err(|e| Error::task(&e))?.map_err(Error::io("read", &self.path))
+        let mut lent = Lent { buffer: self.spare.take(len), len: 0, spare: self.spare.clone() };
+        lent.len = cached(&self.file, offset, &mut lent.buffer[..len]);
+        if lent.len < len {
+            let file = self.file.clone();
+            let read = move || read_on(&file, offset, lent, len);
+            lent = spawn_blocking(read).await.map_err(|e| Error::task(&e))?.map_err(Error::io("read", &self.path))?;
+        }
+        Ok(Bytes::from_owner(lent))
     }
 }
 
-/// Up to `len` bytes, into memory that is not cleared before.
-fn read(file: &File, mut offset: u64, len: usize, mut buffer: Vec<u8>) -> std::io::Result<Vec<u8>> {
-    buffer.reserve_exact(len);
-    while buffer.len() < len {
-        match rustix::io::pread(file, spare_capacity(&mut buffer), offset) {
+/// Reads what the kernel has in memory, which takes microseconds: less than to wake another thread for it. Gives the
+/// bytes read; whoever waits for the disk is told the reason if there is trouble.
+fn cached(file: &File, offset: u64, buffer: &mut [u8]) -> usize {
+    let mut read = 0;
+    while read < buffer.len() {
+        let rest = &mut [IoSliceMut::new(&mut buffer[read..])];
+        match preadv2(file, rest, offset + read as u64, ReadWriteFlags::NOWAIT) {
             Ok(0) => break,
-            Ok(read) => offset += read as u64,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Ok(more) => read += more,
+            Err(Errno::INTR) => {}
+            Err(_) => break,
         }
     }
-    // The allocator may have given more than was asked for.
-    buffer.truncate(len);
-    Ok(buffer)
+    read
+}
+
+/// Reads what is missing up to `len` bytes; blocks on the disk.
+fn read_on(file: &File, offset: u64, mut lent: Lent, len: usize) -> io::Result<Lent> {
+    while lent.len < len {
+        match file.read_at(&mut lent.buffer[lent.len..len], offset + lent.len as u64) {
+            Ok(0) => break,
+            Ok(read) => lent.len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(lent)
 }

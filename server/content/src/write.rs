@@ -1,6 +1,7 @@
 //! Writing an ingest: a pipeline of one job on the blocking pool at a time.
 //!
-//! The bytes a caller hands over wait until there are enough of them for a job; while the job writes and hashes, the next ones come.
+//! The bytes a caller hands over wait until there are enough of them for a job; while the job writes and hashes, on two threads at once, the next ones
+//! come.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -13,10 +14,10 @@ use bytes::Bytes;
 use gantry_types::{Algorithm, Digest};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::durable::rename_new;
-use crate::ingest::{Ingest, Record};
+use crate::ingest::{Hash, Ingest, Record};
 use crate::local::Shared;
 use crate::store::CHUNK;
 use crate::{Commit, Error, Info, Status, Writer};
@@ -37,12 +38,55 @@ pub(crate) struct LocalWriter {
 /// Where the ingest is at the moment.
 enum Slot {
     Idle(Box<Ingest>),
-    Busy(JoinHandle<Done>),
+    Busy(Box<Job>),
     /// A job panicked.
     Lost,
 }
 
 type Done = (Box<Ingest>, Result<(), Error>);
+
+/// What goes on with an ingest.
+struct Job {
+    writing: JoinHandle<Done>,
+    /// The digest with the same bytes, where another thread hashes them.
+    hashing: Option<JoinHandle<Hash>>,
+    hash: Option<Hash>,
+}
+
+impl Job {
+    fn new(work: impl FnOnce() -> Done + Send + 'static) -> Job {
+        Job { writing: spawn_blocking(work), hashing: None, hash: None }
+    }
+
+    /// Appends, and hashes at the same time.
+    fn append(mut ingest: Box<Ingest>, pieces: Vec<Bytes>) -> Job {
+        let pieces: Arc<[Bytes]> = pieces.into();
+        let (mut hash, same) = (ingest.hash.clone(), Arc::clone(&pieces));
+        let hashing = spawn_blocking(move || {
+            hash.add(&same);
+            hash
+        });
+        let writing = spawn_blocking(move || {
+            let result = ingest.write(&pieces);
+            (ingest, result)
+        });
+        Job { writing, hashing: Some(hashing), hash: None }
+    }
+
+    /// How it ended. A caller that stops waiting may ask again.
+    async fn ended(&mut self) -> Result<Done, JoinError> {
+        if let Some(hashing) = &mut self.hashing {
+            let hash = hashing.await;
+            self.hashing = None;
+            self.hash = Some(hash?);
+        }
+        let (mut ingest, result) = (&mut self.writing).await?;
+        if let (Some(hash), Ok(())) = (self.hash.take(), &result) {
+            ingest.hash = hash;
+        }
+        Ok((ingest, result))
+    }
+}
 
 impl LocalWriter {
     /// A writer of an ingest that was just opened.
@@ -61,7 +105,7 @@ impl LocalWriter {
     /// Waits for the running job, and tells how it ended. A caller that stops waiting loses nothing.
     async fn settle(&mut self) -> Result<(), Error> {
         let Slot::Busy(job) = &mut self.slot else { return Ok(()) };
-        match job.await {
+        match job.ended().await {
             Ok((ingest, result)) => {
                 let written = ingest.written;
                 self.slot = Slot::Idle(ingest);
@@ -82,21 +126,26 @@ impl LocalWriter {
         self.report();
     }
 
-    /// Starts a job that appends what is pending and then does `then`.
-    fn start(&mut self, then: impl FnOnce(&mut Ingest) -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
-        let Slot::Idle(mut ingest) = std::mem::replace(&mut self.slot, Slot::Lost) else {
+    /// Starts to append what is pending.
+    fn start(&mut self) -> Result<(), Error> {
+        let (ingest, pending) = self.idle()?;
+        self.slot = Slot::Busy(Box::new(match ingest.is_hashed() {
+            true => Job::append(ingest, pending),
+            false => Job::new(move || appended(ingest, &pending)),
+        }));
+        Ok(())
+    }
+
+    /// The ingest, and what is pending, for the next job.
+    fn idle(&mut self) -> Result<(Box<Ingest>, Vec<Bytes>), Error> {
+        let Slot::Idle(ingest) = std::mem::replace(&mut self.slot, Slot::Lost) else {
             return Err(Error::Other {
                 kind: gantry_types::ErrorKind::Internal,
                 message: format!("ingest {:?}: an earlier job was lost", self.record.reference),
             });
         };
-        let pending = std::mem::take(&mut self.pending);
         self.pending_len = 0;
-        self.slot = Slot::Busy(spawn_blocking(move || {
-            let result = ingest.append(&pending).and_then(|()| then(&mut ingest));
-            (ingest, result)
-        }));
-        Ok(())
+        Ok((ingest, std::mem::take(&mut self.pending)))
     }
 
     /// Appends what is pending, does `work`, and waits for its result.
@@ -106,11 +155,13 @@ impl LocalWriter {
     ) -> Result<T, Error> {
         let (sender, mut receiver) = oneshot::channel();
         self.settle().await?;
-        self.start(move |ingest| {
+        let (mut ingest, pending) = self.idle()?;
+        self.slot = Slot::Busy(Box::new(Job::new(move || {
+            let done = ingest.append(&pending).and_then(|()| work(&mut ingest));
             // Whoever does not wait any more does not need it.
-            let _ = sender.send(work(ingest)?);
-            Ok(())
-        })?;
+            let result = done.map(|result| drop(sender.send(result)));
+            (ingest, result)
+        })));
         self.settle().await?;
         receiver.try_recv().map_err(|_| Error::Other {
             kind: gantry_types::ErrorKind::Internal,
@@ -143,7 +194,7 @@ impl Writer for LocalWriter {
         self.updated = SystemTime::now();
         if self.pending_len >= CHUNK {
             self.settle().await?;
-            self.start(|_| Ok(()))?;
+            self.start()?;
         }
         self.report();
         Ok(self.offset)
@@ -151,6 +202,16 @@ impl Writer for LocalWriter {
 
     async fn digest(&mut self) -> Result<Digest, Error> {
         let algorithm = self.algorithm();
+        self.settle().await?;
+        if !self.pending.is_empty() {
+            self.start()?;
+            self.settle().await?;
+        }
+        if let Slot::Idle(ingest) = &self.slot
+            && let Some(digest) = ingest.known_digest(algorithm)
+        {
+            return Ok(digest);
+        }
         self.run(move |ingest| ingest.digest(algorithm)).await
     }
 
@@ -183,16 +244,21 @@ impl Drop for LocalWriter {
             return;
         }
         match (std::mem::replace(&mut self.slot, Slot::Lost), Handle::try_current()) {
-            (Slot::Idle(mut ingest), Ok(_)) => drop(spawn_blocking(move || ingest.append(&pending))),
-            (Slot::Idle(mut ingest), Err(_)) => drop(ingest.append(&pending)),
-            (Slot::Busy(job), Ok(runtime)) => drop(runtime.spawn(async move {
-                if let Ok((mut ingest, Ok(()))) = job.await {
-                    let _ = spawn_blocking(move || ingest.append(&pending)).await;
+            (Slot::Idle(ingest), Ok(_)) => drop(spawn_blocking(move || appended(ingest, &pending))),
+            (Slot::Idle(ingest), Err(_)) => drop(appended(ingest, &pending)),
+            (Slot::Busy(mut job), Ok(runtime)) => drop(runtime.spawn(async move {
+                if let Ok((ingest, Ok(()))) = job.ended().await {
+                    let _ = spawn_blocking(move || appended(ingest, &pending)).await;
                 }
             })),
             _ => {}
         }
     }
+}
+
+fn appended(mut ingest: Box<Ingest>, pieces: &[Bytes]) -> Done {
+    let result = ingest.append(pieces);
+    (ingest, result)
 }
 
 /// Verifies the bytes and makes them a blob.

@@ -16,7 +16,6 @@ use gantry_types::{ErrorKind, HasKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
-use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::grpc::Services;
@@ -25,16 +24,11 @@ use crate::listen::{Certificates, Connection};
 use crate::measure::Measurements;
 use crate::observe::Pages;
 use crate::plugins::Besides;
+use crate::reflection::{Reflection, V1, V1Alpha};
 use crate::reload::{Control, Reload};
 use crate::socket::Owner;
 use crate::streams::Streams;
-use crate::{identity, listen, observe, oom, plugins, socket, tls};
-
-/// HTTP/2 windows: a chunk on its way never waits for an acknowledgement of the one before.
-const WINDOW: u32 = 4 << 20;
-
-/// HTTP/2 frames: one for a chunk of content.
-const FRAME: u32 = 256 << 10;
+use crate::{identity, listen, observe, oom, plugins, serve, socket, tls};
 
 /// The parts that Kubernetes needs; without one of them it is not served.
 const CRI: [&str; 3] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"];
@@ -56,9 +50,6 @@ pub enum Error {
     /// The socket cannot be served.
     #[error(transparent)]
     Socket(#[from] socket::Error),
-    /// Serving ended by itself.
-    #[error("the server failed: {0}")]
-    Serve(#[from] tonic::transport::Error),
     /// Kubernetes' side does not open.
     #[error("cri: {0}")]
     Cri(#[from] gantry_cri::Error),
@@ -68,9 +59,6 @@ pub enum Error {
     /// Parts that the configuration requires are not there.
     #[error("required parts are missing: {}", .0.join(", "))]
     Required(Vec<String>),
-    /// The service descriptions do not decode.
-    #[error("server reflection: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
 }
 
 impl HasKind for Error {
@@ -82,7 +70,6 @@ impl HasKind for Error {
             Error::Cri(error) => error.kind(),
             Error::Tls(_) => ErrorKind::InvalidArgument,
             Error::Required(_) => ErrorKind::FailedPrecondition,
-            Error::Serve(_) | Error::Reflection(_) => ErrorKind::Internal,
         }
     }
 }
@@ -157,12 +144,13 @@ async fn serve_all(
     };
     let listener = socket::listen(&config.grpc.address, config.grpc.owner)?;
     let sizes = (config.grpc.max_recv, config.grpc.max_send);
-    let routes = routes(services, cri.clone(), config, sizes).await?;
+    let routes = routes(services, cri.clone(), config, sizes).await;
     let unix = serve(listen::unix(listener), routes, gate.clone(), stopping, config.drain);
     let tcp = serve_tcp(config, services, cri, live, gate).await?;
     tracing::info!(address = %config.grpc.address.display(), version = VERSION, "serving");
     ready();
-    tokio::try_join!(unix, tcp).map(drop)
+    tokio::join!(unix, tcp);
+    Ok(())
 }
 
 /// Serves the TCP port, where there is one.
@@ -172,12 +160,12 @@ async fn serve_tcp(
     cri: Option<Cri>,
     certificates: Certificates,
     gate: Gate,
-) -> Result<impl Future<Output = Result<(), Error>>, Error> {
-    let Some(address) = config.tcp.address else { return Ok(futures::future::ok(()).left_future()) };
+) -> Result<impl Future<Output = ()>, Error> {
+    let Some(address) = config.tcp.address else { return Ok(futures::future::ready(()).left_future()) };
     let listener = socket::listen_tcp(address).await?;
     // As with containerd, Kubernetes' services are not on the port, unless asked for.
     let cri = cri.filter(|_| !config.cri.server.disable_tcp_service);
-    let routes = routes(services, cri, config, (config.tcp.max_recv, config.tcp.max_send)).await?;
+    let routes = routes(services, cri, config, (config.tcp.max_recv, config.tcp.max_send)).await;
     let (tls, clients) = (config.tcp.cert.is_some(), config.tcp.ca.is_some());
     tracing::info!(%address, tls, client_certificates = clients, "serving");
     let connections = listen::tcp(listener, certificates);
@@ -233,12 +221,7 @@ fn log(report: &OpenReport) {
 }
 
 /// All services; messages may have as many bytes from and to clients.
-async fn routes(
-    services: &Services,
-    cri: Option<Cri>,
-    config: &Config,
-    (recv, send): (usize, usize),
-) -> Result<Routes, Error> {
+async fn routes(services: &Services, cri: Option<Cri>, config: &Config, (recv, send): (usize, usize)) -> Routes {
     let mut routes = RoutesBuilder::default();
     services.add_to(&mut routes, recv, send, |part| config.has(part));
     if let Some(cri) = cri {
@@ -250,17 +233,12 @@ async fn routes(
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     routes.add_service(health_server);
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(gantry_api::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    routes.add_service(reflection().build_v1()?);
-    routes.add_service(reflection().build_v1alpha()?);
+    routes.add_service(Reflection::<V1>::default());
+    routes.add_service(Reflection::<V1Alpha>::default());
     let routes = routes.routes();
     #[cfg(feature = "failpoints")]
     let routes = crate::failpoints::wrap(routes);
-    Ok(routes)
+    routes
 }
 
 /// Serves until `stopping`, then lets running calls end for as long as `drain`.
@@ -270,20 +248,11 @@ fn serve<S, T>(
     gate: Gate,
     stopping: &CancellationToken,
     drain: Duration,
-) -> impl Future<Output = Result<(), Error>> + use<S, T>
+) -> impl Future<Output = ()> + use<S, T>
 where
     S: Stream<Item = io::Result<Connection<T>>> + Send + 'static,
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let server = Server::builder()
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .max_frame_size(FRAME)
-        // Streams beyond what HTTP/2 announces wait in the client, unseen; `gate` refuses them by name.
-        .max_concurrent_streams(u32::MAX)
-        .layer(gate)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, stopping.clone().cancelled_owned());
     let stopping = stopping.clone();
     async move {
         let overdue = async {
@@ -291,11 +260,8 @@ where
             tokio::time::sleep(drain).await;
         };
         tokio::select! {
-            served = server => Ok(served?),
-            () = overdue => {
-                tracing::warn!(?drain, "calls still running were cut off");
-                Ok(())
-            }
+            () = serve::serve(connections, routes, gate, stopping.clone()) => {}
+            () = overdue => tracing::warn!(?drain, "calls still running were cut off"),
         }
     }
 }

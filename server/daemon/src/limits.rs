@@ -145,7 +145,7 @@ where
             Err(status) => {
                 measurements.refused();
                 let response: Response<Body> = status.into_http();
-                Box::pin(async move { Ok(response.map(|body| Counted::new(body, None, None))) })
+                Box::pin(async move { Ok(response.map(Counted::alone)) })
             }
             Ok(places) => {
                 let record = Record { method, began: Instant::now(), code: None, measurements };
@@ -204,6 +204,11 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
+    /// The body of an answer to a call that does not run.
+    pub(crate) fn alone(body: Body) -> Counted {
+        Counted::new(body, None, None)
+    }
+
     fn new(body: Body, places: Option<[Place; 2]>, record: Option<Record>) -> Counted {
         let mut counted = Counted { body, places, record };
         if counted.body.is_end_stream() {

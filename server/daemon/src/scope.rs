@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gantry_types::{Namespace, Scope};
+use hyper::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
@@ -23,7 +24,7 @@ pub(crate) fn of<T>(request: &Request<T>) -> Result<Scope, Status> {
 fn of_headers(headers: &MetadataMap) -> Result<Scope, Status> {
     let namespace = namespace(headers)?.ok_or_else(|| Status::failed_precondition("namespace is required"))?;
     let lease = text(headers, LEASE).filter(|lease| !lease.is_empty()).map(Into::into);
-    let deadline = text(headers, TIMEOUT).and_then(timeout).and_then(|left| Instant::now().checked_add(left));
+    let deadline = timeout(headers.as_ref()).and_then(|left| Instant::now().checked_add(left));
     Ok(Scope { namespace, lease, deadline })
 }
 
@@ -39,8 +40,13 @@ fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
+/// How much time the client gives, where it says so.
+pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(TIMEOUT).and_then(|value| value.to_str().ok()).and_then(duration)
+}
+
 /// Reads `grpc-timeout`: up to eight digits and a unit.
-fn timeout(text: &str) -> Option<Duration> {
+fn duration(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -99,10 +105,10 @@ mod tests {
     fn every_unit_of_the_timeout_is_known_and_nonsense_means_none() {
         let cases = [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5), ("6000000n", 6)];
         for (text, milliseconds) in cases {
-            assert_eq!(timeout(text), Some(Duration::from_millis(milliseconds)), "{text}");
+            assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
         for text in ["", "S", "1", "-1S", "123456789S", "1ä", "1X"] {
-            assert_eq!(timeout(text), None, "{text}");
+            assert_eq!(duration(text), None, "{text}");
         }
     }
 }

@@ -10,7 +10,7 @@ use gantry_engine::containers::{Container, Runtime};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{paths, required};
-use super::{Answers, Reply, Services, listing};
+use super::{Answers, Reply, Services};
 use crate::{scope, status};
 
 #[async_trait]
@@ -22,13 +22,13 @@ impl Containers for Services {
     }
 
     async fn list(&self, _: Request<wire::ListContainersRequest>) -> Reply<wire::ListContainersResponse> {
-        Err(listing::stands_before())
+        Err(super::stands_before())
     }
 
     type ListStreamStream = Answers<wire::ListContainerMessage>;
 
     async fn list_stream(&self, _: Request<wire::ListContainersRequest>) -> Reply<Self::ListStreamStream> {
-        Err(listing::stands_before())
+        Err(super::stands_before())
     }
 
     async fn create(&self, request: Request<wire::CreateContainerRequest>) -> Reply<wire::CreateContainerResponse> {

@@ -1,13 +1,10 @@
 //! `containerd.services.content.v1`, except the conversation of a write.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gantry_api::convert::{labels_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::content::v1 as wire;
 use gantry_api::pb::containerd::services::content::v1::content_server::Content;
-use gantry_engine::content::{Blob, CHUNK, ReaderAt, Status};
+use gantry_engine::content::{Blob, Status};
 use tonic::{Request, Response, Streaming, async_trait};
 
 use super::decode::{digest, filter, paths, required, signed};
@@ -56,19 +53,8 @@ impl Content for Services {
 
     type ReadStream = Answers<wire::ReadContentResponse>;
 
-    async fn read(&self, request: Request<wire::ReadContentRequest>) -> Reply<Self::ReadStream> {
-        let scope = scope::of(&request)?;
-        let request = request.into_inner();
-        let digest = digest(&request.digest)?;
-        let blob = self.engine.content.reader(&scope, &digest).await.map_err(status::of)?;
-        let size = blob.size();
-        let start = u64::try_from(request.offset).unwrap_or(0);
-        if start > size {
-            return Err(tonic::Status::out_of_range(format!("read past object length {size} bytes")));
-        }
-        let wanted = u64::try_from(request.size).ok().filter(|&n| n > 0).unwrap_or(u64::MAX);
-        let end = start.saturating_add(wanted).min(size);
-        Ok(Response::new(pieces(blob, start, end)))
+    async fn read(&self, _: Request<wire::ReadContentRequest>) -> Reply<Self::ReadStream> {
+        Err(super::stands_before())
     }
 
     async fn status(&self, request: Request<wire::StatusRequest>) -> Reply<wire::StatusResponse> {
@@ -95,32 +81,6 @@ impl Content for Services {
         let scope = scope::of(&request)?;
         self.engine.content.abort(&scope, &request.get_ref().r#ref).await.map_err(status::of)?;
         Ok(Response::new(()))
-    }
-}
-
-/// The bytes from `start` to `end`, a chunk a message; one chunk is read while another is sent. Offsets on the wire
-/// count from `start`.
-fn pieces(blob: Arc<dyn ReaderAt>, start: u64, end: u64) -> Answers<wire::ReadContentResponse> {
-    let offsets = (start..end).step_by(CHUNK);
-    let read = move |offset: u64| {
-        let blob = Arc::clone(&blob);
-        let len = usize::try_from(end - offset).map_or(CHUNK, |left| left.min(CHUNK));
-        async move {
-            let data = blob.read_at(offset, len).await.map_err(status::of)?;
-            whole(data, len).map(|data| wire::ReadContentResponse { offset: signed(offset - start), data })
-        }
-    };
-    stream::iter(offsets).map(read).buffered(2).boxed()
-}
-
-fn whole(data: Bytes, len: usize) -> Result<Bytes, tonic::Status> {
-    if data.len() == len {
-        Ok(data)
-    } else {
-        Err(tonic::Status::data_loss(format!(
-            "the blob is shorter than recorded: {} bytes instead of {len}",
-            data.len()
-        )))
     }
 }
 

@@ -10,7 +10,7 @@ use prost_types::Timestamp;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::decode::{digest, paths, required};
-use super::{Reply, Services, listing};
+use super::{Reply, Services};
 use crate::{scope, status};
 
 #[async_trait]
@@ -22,7 +22,7 @@ impl Images for Services {
     }
 
     async fn list(&self, _: Request<wire::ListImagesRequest>) -> Reply<wire::ListImagesResponse> {
-        Err(listing::stands_before())
+        Err(super::stands_before())
     }
 
     async fn create(&self, request: Request<wire::CreateImageRequest>) -> Reply<wire::CreateImageResponse> {

@@ -6,29 +6,29 @@ use std::marker::PhantomData;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use gantry_api::convert::time_to_wire;
 use gantry_api::pb::containerd::services::containers::v1::ListContainersRequest;
 use gantry_engine::containers::{AnyView, Container, ContainerView, Damaged};
 use gantry_engine::images::{Image, ImageView};
 use gantry_engine::{Engine, Filter, Listing, Scope, Viewed};
-use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
-use tonic::{Request, Response, Status};
+use tonic::server::NamedService;
 
+use super::Services;
 use super::decode::filter;
-use super::{Answers, Services};
+use super::plain::{PREFIX, answer, decoded, seal};
 use crate::scope;
 
 /// Records that are encoded before others have their turn.
 const TURN: usize = 256;
 
-/// Bytes that are handed to the connection at once.
-const BUFFER: usize = 32 << 10;
+/// Bytes of a stream that are handed to the connection at once.
+const BATCH: usize = 64 << 10;
 
 /// The field of a record, in answers to `List` and in messages of `ListStream` alike.
 const RECORD: u32 = 1;
@@ -83,69 +83,73 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let method = Method::<R>(self.services.clone(), PhantomData);
-        let mut grpc = Grpc::new(Stored).apply_max_message_size_config(Some(self.max_receive), Some(self.max_send));
+        let method = Method::<R> {
+            services: self.services.clone(),
+            max_receive: self.max_receive,
+            max_send: self.max_send,
+            kind: PhantomData,
+        };
         match request.uri().path().rsplit('/').next() {
-            Some("List") => Box::pin(async move { Ok(grpc.unary(method, request).await) }),
-            Some("ListStream") => Box::pin(async move { Ok(grpc.server_streaming(method, request).await) }),
+            Some("List") => Box::pin(async move { Ok(method.list(request).await.unwrap_or_else(Status::into_http)) }),
+            Some("ListStream") => {
+                Box::pin(async move { Ok(method.list_stream(request).await.unwrap_or_else(Status::into_http)) })
+            }
             _ => self.behind.call(request),
         }
     }
 }
 
-/// The generated methods are never reached: [`Listings`] answers in their place.
-pub(crate) fn stands_before() -> Status {
-    Status::internal("a listing has gone past who answers it")
-}
-
 /// Requests for listings have one form: filters in field 1.
 type ListRequest = ListContainersRequest;
 
-struct Method<R>(Services, PhantomData<fn() -> R>);
+struct Method<R> {
+    services: Services,
+    max_receive: usize,
+    max_send: usize,
+    kind: PhantomData<fn() -> R>,
+}
 
 impl<R: Listed> Method<R> {
-    fn listing(&self, request: &Request<ListRequest>) -> Result<Listing<R>, Status> {
-        let scope = scope::of(request)?;
+    async fn listing(&self, request: http::Request<Body>) -> Result<Listing<R>, Status> {
+        let request = decoded::<ListRequest>(request, self.max_receive).await?;
+        let scope = scope::of(&request)?;
         let filter = filter(&request.get_ref().filters)?;
-        Ok(R::listing(&self.0.engine, &scope, filter))
+        Ok(R::listing(&self.services.engine, &scope, filter))
     }
-}
 
-impl<R: Listed> UnaryService<ListRequest> for Method<R> {
-    type Response = Vec<u8>;
-    type Future = BoxFuture<Response<Vec<u8>>, Status>;
+    /// All records in one message.
+    async fn list(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let mut listing = self.listing(request).await?;
+        let mut out = vec![0; PREFIX];
+        while (0..TURN).all(|_| append(&mut listing, &mut out)) {
+            tokio::task::yield_now().await;
+        }
+        let length = out.len() - PREFIX;
+        seal(&mut out[..PREFIX], length, self.max_send)?;
+        Ok(answer(stream::iter([Ok((out.into(), Bytes::new()))]).boxed()))
+    }
 
-    fn call(&mut self, request: Request<ListRequest>) -> Self::Future {
-        let listing = self.listing(&request);
-        Box::pin(async move {
-            let (mut listing, mut out) = (listing?, Vec::new());
-            while (0..TURN).all(|_| append(&mut listing, &mut out)) {
-                tokio::task::yield_now().await;
+    /// Each record in a message of its own.
+    async fn list_stream(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let mut listing = self.listing(request).await?;
+        let mut over = false;
+        let batches = std::iter::from_fn(move || {
+            let mut out = Vec::with_capacity(BATCH + BATCH / 4);
+            while !over && out.len() < BATCH {
+                let start = out.len();
+                out.resize(start + PREFIX, 0);
+                over = !append(&mut listing, &mut out);
+                let length = out.len() - start - PREFIX;
+                if over {
+                    out.truncate(start);
+                } else if let Err(status) = seal(&mut out[start..start + PREFIX], length, self.max_send) {
+                    over = true;
+                    return Some(Err(status));
+                }
             }
-            Ok(Response::new(out))
-        })
-    }
-}
-
-impl<R: Listed> ServerStreamingService<ListRequest> for Method<R> {
-    type Response = Vec<u8>;
-    type ResponseStream = Answers<Vec<u8>>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<ListRequest>) -> Self::Future {
-        let listing = self.listing(&request);
-        Box::pin(async move {
-            let mut listing = listing?;
-            let mut size = 0;
-            let messages = std::iter::from_fn(move || {
-                let mut message = Vec::with_capacity(size);
-                let there = append(&mut listing, &mut message);
-                // The next one will be about as long.
-                size = message.len() + 64;
-                there.then_some(Ok(message))
-            });
-            Ok(Response::new(stream::iter(messages).boxed()))
-        })
+            (!out.is_empty()).then(|| Ok((out.into(), Bytes::new())))
+        });
+        Ok(answer(stream::iter(batches).boxed()))
     }
 }
 
@@ -268,47 +272,4 @@ fn nested(out: &mut Vec<u8>, tag: u32, fill: impl FnOnce(&mut Vec<u8>) -> Result
     out.copy_within(start..start + length, start + room);
     encode_varint(length as u64, &mut &mut out[start..start + room]);
     Ok(())
-}
-
-/// Messages that are encoded already.
-struct Stored;
-
-impl Codec for Stored {
-    type Encode = Vec<u8>;
-    type Decode = ListRequest;
-    type Encoder = Stored;
-    type Decoder = Stored;
-
-    fn encoder(&mut self) -> Stored {
-        Stored
-    }
-
-    fn decoder(&mut self) -> Stored {
-        Stored
-    }
-}
-
-impl Encoder for Stored {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, message: Vec<u8>, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        use bytes::BufMut as _;
-        out.reserve(message.len());
-        out.put_slice(&message);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(BUFFER, BUFFER)
-    }
-}
-
-impl Decoder for Stored {
-    type Item = ListRequest;
-    type Error = Status;
-
-    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<ListRequest>, Status> {
-        ListRequest::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
-    }
 }
