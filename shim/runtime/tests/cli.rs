@@ -146,6 +146,15 @@ fn specification_and_features_are_printed() {
 
 /// What a system with only cgroup v2 has, as far as a hybrid one can show it: no controller but devices and freezer.
 #[test]
+fn features_name_what_runc_names() {
+    let bundle = Bundle::new(&["true"]);
+    let features: Value = serde_json::from_str(&text(&runtime(&bundle, &["features"]))).unwrap();
+    assert_eq!(features["linux"]["cgroup"]["systemd"], true);
+    assert_eq!(features["linux"]["memoryPolicy"]["modes"].as_array().unwrap().len(), 7);
+    assert_eq!(features["annotations"]["org.opencontainers.runc.checkpoint.enabled"], "true");
+}
+
+#[test]
 fn the_unified_tree_alone_is_enough() {
     if !std::path::Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists() {
         eprintln!("skipped: no v2 tree beside v1 hierarchies here");
