@@ -240,7 +240,11 @@ func (k *kubelet) remove(pod string) {
 		_, err = k.RemovePodSandbox(k.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod})
 		must(k, pod, err)
 	}
-	// The pods' parent is a kubelet's to remove; only an empty one can be.
+	k.removeParent()
+}
+
+// The pods' parent is a kubelet's to remove; only an empty one can be.
+func (k *kubelet) removeParent() {
 	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
 		parents, _ := filepath.Glob(hierarchy + k.pod().Linux.CgroupParent)
 		for _, parent := range parents {

@@ -53,6 +53,24 @@ pub enum Error {
         /// For how long.
         limit: Duration,
     },
+    /// A stage of a creation that took longer than it may.
+    #[error("{what}: {stage}: not done after {limit:?}: context deadline exceeded")]
+    Overdue {
+        /// What is being made.
+        what: &'static str,
+        /// The stage, and what it waits for.
+        stage: String,
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// Work that an earlier call began, and that cannot be ended.
+    #[error("{what}: hangs since {since:?}, begun by an earlier call: its path does not answer")]
+    Hangs {
+        /// The work.
+        what: String,
+        /// For how long.
+        since: Duration,
+    },
     /// The engine.
     #[error(transparent)]
     Engine(#[from] gantry_engine::Error),
@@ -123,7 +141,7 @@ impl HasKind for Error {
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Reserved { .. } | Error::Precondition(_) => ErrorKind::FailedPrecondition,
             Error::State(_) => ErrorKind::Unknown,
-            Error::Deadline { .. } => ErrorKind::DeadlineExceeded,
+            Error::Deadline { .. } | Error::Overdue { .. } | Error::Hangs { .. } => ErrorKind::DeadlineExceeded,
             Error::Engine(error) => error.kind(),
             Error::Spec(error) => error.kind(),
             Error::Io { source, .. } => match ErrorKind::of_io(source) {

@@ -14,6 +14,9 @@ use crate::pods::Pod;
 
 /// How many events may wait for one reader.
 const WAITING: usize = 4096;
+/// What one is told whose events have no more room.
+const TOO_SLOW: &str =
+    "events were read too slowly and some are lost: list pods and containers, and ask for events again";
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(crate) struct Events(Mutex<Vec<mpsc::Sender<Event>>>);
 impl Events {
     /// A stream of what happens from now on.
     pub(crate) fn subscribe(&self) -> ReceiverStream<Event> {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(WAITING + 1);
         self.lock().push(sender);
         ReceiverStream::new(receiver)
     }
@@ -50,12 +53,22 @@ impl Events {
             pod_sandbox_status: Some(cri.status_of_pod(pod)),
             containers_statuses: cri.containers.of_pod(&pod.id).iter().map(|container| status_of(container)).collect(),
         };
-        self.lock().retain(|stream| stream.try_send(Ok(event.clone())).is_ok());
+        self.lock().retain(|stream| deliver(stream, &event));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<Event>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Hands an event over; the last place is for the news that there is no more room. Whether to go on.
+fn deliver(stream: &mpsc::Sender<Event>, event: &wire::ContainerEventResponse) -> bool {
+    if stream.capacity() > 1 {
+        return stream.try_send(Ok(event.clone())).is_ok();
+    }
+    // One that is gone needs no news.
+    let _ = stream.try_send(Err(Status::resource_exhausted(TOO_SLOW)));
+    false
 }
 
 fn kind_of(kind: Kind) -> wire::ContainerEventType {
@@ -64,5 +77,27 @@ fn kind_of(kind: Kind) -> wire::ContainerEventType {
         Kind::Started => wire::ContainerEventType::ContainerStartedEvent,
         Kind::Stopped => wire::ContainerEventType::ContainerStoppedEvent,
         Kind::Deleted => wire::ContainerEventType::ContainerDeletedEvent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_gets_all_that_had_room_and_then_an_error() {
+        let events = Events::default();
+        let stream = events.subscribe();
+        let sender = events.lock()[0].clone();
+        let event = wire::ContainerEventResponse::default();
+        let told = (0..WAITING + 10).take_while(|_| deliver(&sender, &event)).count();
+        events.lock().clear();
+        drop(sender);
+        let all: Vec<Event> = stream.collect().await;
+        assert_eq!((told, all.len()), (WAITING, WAITING + 1));
+        assert!(all[..WAITING].iter().all(Result::is_ok));
+        assert_eq!(all[WAITING].as_ref().unwrap_err().code(), tonic::Code::ResourceExhausted);
     }
 }

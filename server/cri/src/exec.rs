@@ -48,7 +48,7 @@ impl Cri {
         mut running: RunningExec,
     ) -> Result<(Vec<u8>, Vec<u8>, Exit)> {
         let (stdout, stderr) = (running.streams.stdout.take(), running.streams.stderr.take());
-        let reading = async { tokio::join!(bounded(stdout), bounded(stderr)) };
+        let reading = async { tokio::try_join!(bounded(stdout), bounded(stderr)) };
         let drain = self.config.runtime.drain_exec_sync_io_timeout;
         tokio::pin!(reading);
         let waiting = self.engine.tasks.wait(&self.scope, &container.id, exec_id);
@@ -66,7 +66,7 @@ impl Cri {
         };
         self.delete_exec(&container.id, exec_id).await;
         let (stdout, stderr) =
-            output.ok_or_else(|| Error::Deadline { what: "failed to drain exec io".into(), limit: drain })?;
+            output.ok_or_else(|| Error::Deadline { what: "failed to drain exec io".into(), limit: drain })??;
         Ok((stdout, stderr, exit?))
     }
 
@@ -139,18 +139,19 @@ impl Cri {
 }
 
 /// What a stream gives, up to the limit; what comes behind that is read and forgotten.
-async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+async fn bounded(stream: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>> {
     let mut kept = Vec::new();
-    let Some(mut stream) = stream else { return kept };
+    let Some(mut stream) = stream else { return Ok(kept) };
+    let broken = |error| Error::State(format!("output of the command is not complete: {error}"));
     let mut piece = vec![0; 64 << 10];
-    while let Ok(length) = stream.read(&mut piece).await {
+    loop {
+        let length = stream.read(&mut piece).await.map_err(broken)?;
         if length == 0 {
-            break;
+            return Ok(kept);
         }
         let room = MAX_OUTPUT - kept.len();
         kept.extend_from_slice(&piece[..length.min(room)]);
     }
-    kept
 }
 
 /// An id that no other execution of this daemon has, nor one that an earlier daemon left.
@@ -172,7 +173,7 @@ mod tests {
                 tokio::io::AsyncWriteExt::write_all(&mut writer, &piece).await.unwrap();
             }
         });
-        assert_eq!(bounded(Some(reader)).await.len(), MAX_OUTPUT);
+        assert_eq!(bounded(Some(reader)).await.unwrap().len(), MAX_OUTPUT);
         writing.await.unwrap();
     }
 }

@@ -20,6 +20,7 @@ mod node;
 mod pods;
 mod service;
 mod spec;
+mod stages;
 mod stats;
 pub mod streaming;
 mod streams;

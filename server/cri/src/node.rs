@@ -14,9 +14,10 @@ use crate::config::Config;
 use crate::containers::Containers;
 use crate::creations::Creations;
 use crate::events::Events;
-use crate::images::{Known, Usages};
+use crate::images::{Known, Registries, Usages};
 use crate::network::Networks;
 use crate::pods::Pods;
+use crate::stages::Threads;
 use crate::stats::Rates;
 use crate::streaming::Server;
 
@@ -41,9 +42,11 @@ pub struct Node {
     pub(crate) pod_names: Creations,
     pub(crate) container_names: Creations,
     pub(crate) known: Known,
+    pub(crate) registries: Registries,
     pub(crate) usages: Usages,
     pub(crate) rates: Rates,
     pub(crate) events: Events,
+    pub(crate) threads: Threads,
     pub(crate) cgroups: Cgroups,
     pub(crate) networks: Networks,
     pub(crate) streaming: tokio::sync::OnceCell<Arc<Server>>,
@@ -69,6 +72,7 @@ impl Cri {
             std::fs::create_dir_all(directory).map_err(crate::Error::io("create", directory))?;
         }
         let scope = Scope::new(NAMESPACE.parse().map_err(gantry_engine::Error::from)?);
+        let registries = Registries::open(&config.images.registry, &state)?;
         let networks = crate::pods::open_networks(&config, &root).await?;
         let cri = Cri(Arc::new(Node {
             networks,
@@ -79,10 +83,12 @@ impl Cri {
             containers: Containers::default(),
             pod_names: Creations::new("sandbox"),
             container_names: Creations::new("container"),
+            registries,
             known: Known::default(),
             usages: Usages::default(),
             rates: Rates::default(),
             events: Events::default(),
+            threads: Threads::default(),
             streaming: tokio::sync::OnceCell::new(),
             cgroups: Cgroups::detect(),
             stopping,

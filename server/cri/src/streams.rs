@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt as _;
 use gantry_api::pb::runtime::v1 as wire;
 use gantry_engine::tasks::{self, AttachEnd};
 use gantry_types::HasKind;
@@ -17,6 +16,8 @@ use crate::{Cri, Error, Result};
 /// Bytes copied at once.
 const PIECE: usize = 32 << 10;
 const SIGKILL: u32 = 9;
+/// How long after the last byte a shim may take to say how the output ended.
+const SAYS_END: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Cri {
     /// Opens the streaming server; it is served until the daemon stops.
@@ -101,26 +102,20 @@ impl Backend for Cri {
         let started = self.execute(&container, &request.command, request.tty, request.stdin, None).await;
         let (exec_id, running) = started.map_err(failed)?;
         let sizes = tokio::spawn(self.clone().follow_sizes(container.id.clone(), exec_id.clone(), io.resize));
-        let input = tokio::spawn(pump(io.stdin, running.streams.stdin));
-        let output =
-            async { tokio::join!(pump(running.streams.stdout, io.stdout), pump(running.streams.stderr, io.stderr)) };
+        let input = tokio::spawn(feed(io.stdin, running.streams.stdin));
+        let (stdout, stderr) = (running.streams.stdout, running.streams.stderr);
         let whole = async {
-            let ((), exit) = tokio::join!(
-                async {
-                    let ((), ()) = output.await;
-                },
-                self.engine.tasks.wait(&self.scope, &container.id, &exec_id)
-            );
-            exit
+            tokio::try_join!(pump(stdout, io.stdout), pump(stderr, io.stderr)).map_err(lost)?;
+            self.engine.tasks.wait(&self.scope, &container.id, &exec_id).await.map_err(|error| failed(error.into()))
         };
         let exit = tokio::select! {
-            exit = whole => exit.map_err(|error| failed(error.into())),
-            () = io.gone.cancelled() => {
-                // Nobody is left to see it end.
-                let _ = self.engine.tasks.kill(&self.scope, &container.id, &exec_id, SIGKILL, false).await;
-                Err(Failure::from("the client went away".to_owned()))
-            }
+            exit = whole => exit,
+            () = io.gone.cancelled() => Err(Failure::from("the client went away")),
         };
+        if exit.is_err() {
+            // Nobody is left to see it end.
+            let _ = self.engine.tasks.kill(&self.scope, &container.id, &exec_id, SIGKILL, false).await;
+        }
         input.abort();
         sizes.abort();
         self.delete_exec(&container.id, &exec_id).await;
@@ -143,25 +138,29 @@ impl Backend for Cri {
         let streams = attached.streams;
         let has_input = io.stdin.is_some();
         let input = async {
-            pump(io.stdin, streams.stdin).await;
+            feed(io.stdin, streams.stdin).await;
             // What is left to come is the answer to the last line.
             if !has_input || stdin_once {
                 std::future::pending::<()>().await;
             }
         };
-        let output = async { tokio::join!(pump(streams.stdout, io.stdout), pump(streams.stderr, io.stderr)) };
+        let (stdout, stderr) = (streams.stdout, streams.stderr);
+        let silent = stdout.is_none() && stderr.is_none();
+        let output = async {
+            tokio::try_join!(pump(stdout, io.stdout), pump(stderr, io.stderr)).map_err(lost)?;
+            match silent {
+                // There is nothing to see but the end.
+                true => seen(Some(attached.end.await)),
+                false => seen(tokio::time::timeout(SAYS_END, attached.end).await.ok()),
+            }
+        };
         let ended = tokio::select! {
-            _ = output => Ok(()),
+            ended = output => ended,
             () = input => Ok(()),
             () = io.gone.cancelled() => Ok(()),
         };
         sizes.abort();
-        match attached.end.now_or_never() {
-            Some(Ok(Ok(AttachEnd::Lagged))) => {
-                Err(Failure::from("the client read too slowly and was cut off".to_owned()))
-            }
-            _ => ended,
-        }
+        ended
     }
 
     async fn port_forward(&self, pod: &str, port: u16, stream: Duplex) -> std::result::Result<(), Failure> {
@@ -185,18 +184,67 @@ impl Cri {
     }
 }
 
-/// Copies all of a stream, then closes the other end.
-async fn pump(from: Option<impl AsyncRead + Unpin>, to: Option<impl AsyncWrite + Unpin>) {
-    let Some(mut from) = from else { return };
-    let Some(mut to) = to else { return };
+/// Copies all output to the client, then closes its end. What the client did not ask for is read all the same: the
+/// process must not wait for a reader.
+async fn pump(
+    from: Option<impl AsyncRead + Unpin>,
+    to: Option<impl AsyncWrite + Unpin>,
+) -> std::result::Result<(), Lost> {
+    let (Some(mut from), mut to) = (from, to) else { return Ok(()) };
     let mut piece = vec![0; PIECE];
-    while let Ok(length) = from.read(&mut piece).await {
-        if length == 0 || to.write_all(&piece[..length]).await.is_err() || to.flush().await.is_err() {
+    loop {
+        let length = from.read(&mut piece).await.map_err(Lost::Read)?;
+        if length == 0 {
+            break;
+        }
+        if let Some(to) = to.as_mut() {
+            to.write_all(&piece[..length]).await.map_err(Lost::Write)?;
+            to.flush().await.map_err(Lost::Write)?;
+        }
+    }
+    if let Some(mut to) = to {
+        // The other side may have closed it already.
+        let _ = to.shutdown().await;
+    }
+    Ok(())
+}
+
+/// Copies the client's input to the process for as long as both want it, then closes it.
+async fn feed(from: Option<impl AsyncRead + Unpin>, to: Option<impl AsyncWrite + Unpin>) {
+    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    let mut piece = vec![0; PIECE];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        // A process need not read all that it is given.
+        if to.write_all(&piece[..length]).await.is_err() || to.flush().await.is_err() {
             break;
         }
     }
-    // The other side may have closed it already.
     let _ = to.shutdown().await;
+}
+
+/// Output that did not arrive.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("output is not complete: reading it failed: {0}")]
+    Read(std::io::Error),
+    #[error("output is not complete: the client does not take it: {0}")]
+    Write(std::io::Error),
+}
+
+fn lost(error: Lost) -> Failure {
+    Failure::from(error.to_string())
+}
+
+/// Whether all output of a container was seen, by what the shim says of the end; none: it says nothing.
+fn seen(
+    end: Option<std::result::Result<gantry_engine::Result<AttachEnd>, tokio::task::JoinError>>,
+) -> std::result::Result<(), Failure> {
+    match end {
+        Some(Ok(Ok(AttachEnd::Exited | AttachEnd::Closed))) => Ok(()),
+        Some(Ok(Ok(AttachEnd::Lagged))) => Err(Failure::from("the client read too slowly and was cut off")),
+        Some(Ok(Err(error))) => Err(Failure::from(format!("output may not be complete: {error}"))),
+        Some(Err(_)) | None => Err(Failure::from("output may not be complete: the shim does not say how it ended")),
+    }
 }
 
 impl Cri {
@@ -207,5 +255,38 @@ impl Cri {
     pub(crate) async fn checkpoint_container(&self, request: wire::CheckpointContainerRequest) -> Result<()> {
         self.running(&request.container_id)?;
         Err(Error::Unimplemented("checkpoint of a container is not offered".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn output_that_the_client_does_not_take_is_a_loss() {
+        let (client, gone) = tokio::io::duplex(8);
+        drop(gone);
+        assert!(matches!(pump(Some(&b"text"[..]), Some(client)).await, Err(Lost::Write(_))));
+    }
+
+    #[tokio::test]
+    async fn output_that_breaks_off_is_a_loss() {
+        let broken = breaking();
+        assert!(matches!(pump(Some(broken), Some(tokio::io::sink())).await, Err(Lost::Read(_))));
+    }
+
+    #[tokio::test]
+    async fn output_that_nobody_asked_for_is_read_to_its_end() {
+        let (mut process, output) = tokio::io::duplex(8);
+        let writing = tokio::spawn(async move { process.write_all(&[7; 1000]).await.is_ok() });
+        pump(Some(output), None::<tokio::io::Sink>).await.unwrap();
+        assert!(writing.await.unwrap());
+    }
+
+    /// Gives some bytes and then an error.
+    fn breaking() -> impl AsyncRead + Unpin {
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let parts = [Ok(bytes::Bytes::from_static(b"some")), Err(broken)];
+        tokio_util::io::StreamReader::new(futures::stream::iter(parts))
     }
 }

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use gantry_api::pb::runtime::v1 as wire;
 use gantry_engine::containers::Container as Record;
-use gantry_engine::ops::Entry;
 use gantry_engine::transfer::{ProgressSink, Unpack};
 use gantry_types::{Any, Labels};
 use prost::Message as _;
@@ -20,6 +19,7 @@ use crate::handlers::runtime_of;
 use crate::images::Image;
 use crate::pods::{Pod, SPEC_TYPE, absent, kind_labels, namespaces_of, user_ranges};
 use crate::spec::{Accounts, Plan, identity, limits_of, mounts_check, options_of, security_of};
+use crate::stages::{LONG, PATIENCE, SHORT, Stages};
 use crate::{Cri, Error, Result};
 
 /// Labels by which a snapshotter maps ids into a user namespace.
@@ -46,20 +46,20 @@ impl Cri {
         let id = new_id()?;
         let (cri, making) = (self.clone(), Making { id: id.clone(), pod, config });
         let make = async move {
-            let operation = cri.engine.ops.begin("container", making.id.clone(), Some(&cri.scope.namespace), None);
-            cri.make_container(making, &operation).await
+            let stages = Stages::begin(&cri, "container", &making.id);
+            cri.make_container(making, &stages).await
         };
         self.container_names.join(&name, id, bytes, make).await
     }
 
-    async fn make_container(&self, making: Making, operation: &Entry) -> Result<()> {
+    async fn make_container(&self, making: Making, stages: &Stages) -> Result<()> {
         let handler = making.pod.facts().handler;
         let snapshotter = self.snapshotter_of(&handler);
-        let made = self.build_container(&making, &snapshotter, operation).await;
+        let made = self.build_container(&making, &snapshotter, stages).await;
         let container = match made {
             Ok(container) => container,
             Err(error) => {
-                operation.stage("undoing after a failure");
+                stages.note("undoing after a failure".to_owned());
                 self.undo_container(&making.id, &snapshotter).await;
                 return Err(error);
             }
@@ -69,41 +69,41 @@ impl Cri {
         Ok(())
     }
 
-    async fn build_container(&self, making: &Making, snapshotter: &str, op: &Entry) -> Result<Arc<Container>> {
+    async fn build_container(&self, making: &Making, snapshotter: &str, stages: &Stages) -> Result<Arc<Container>> {
         let Making { id, pod, config } = making;
-        op.stage("looking for the image");
         let asked = config.image.clone().unwrap_or_default();
-        let image = self.image(&asked.image).await?;
+        let image = stages.run("looking for the image", SHORT, self.image(&asked.image)).await?;
         let missing = || Error::NotFound { what: "image", id: asked.image.clone() };
         let image = image.ok_or_else(missing)?;
-        op.stage("unpacking the image");
         let unpack = self.unpack_for(&pod.facts().handler);
-        let top = self.unpacked(&image, &unpack).await?;
-        op.stage("recording what is to be made");
+        let top = stages.run("unpacking the image", LONG, self.unpacked(&image, &unpack)).await?;
         // The record keeps the snapshots that are made for it.
-        self.record_intent(making, &image, snapshotter).await?;
-        op.stage("mounting volumes of images");
-        let ready = self.make_volumes(id, pod, config, &image.facts.config).await?;
-        op.stage("making the snapshot");
+        stages.run("recording what is to be made", SHORT, self.record_intent(making, &image, snapshotter)).await?;
+        let volumes = self.make_volumes(id, pod, config, &image.facts.config);
+        let ready = stages.run("mounting volumes of images", LONG, volumes).await?;
         let users = user_ranges("config.linux.security_context.namespace_options", &namespaces_of(&pod.config()))?;
         let ranges = users.map(|(uids, _)| uids);
         let labels = ranges.iter().flatten().flat_map(|r| {
             let text = format!("{}:{}:{}", r.container, r.host, r.size);
             MAPPING.map(|key| (key.to_owned(), text.clone()))
         });
-        self.engine.snapshots.prepare(&self.scope, snapshotter, id, &top, labels.collect()).await?;
-        self.fill_volumes(id, snapshotter, &ready.volumes).await?;
-        op.stage("describing it for the runtime");
-        self.describe(making, &image, ready, snapshotter, ranges).await
+        let prepare = async {
+            self.engine.snapshots.prepare(&self.scope, snapshotter, id, &top, labels.collect()).await?;
+            self.fill_volumes(id, snapshotter, &ready.volumes).await
+        };
+        stages.run("making the snapshot", PATIENCE, prepare).await?;
+        let describe = self.describe(making, &image, &ready, snapshotter, ranges, stages);
+        stages.run("describing it for the runtime", PATIENCE, describe).await
     }
 
     async fn describe(
         &self,
         making: &Making,
         image: &Image,
-        ready: Ready,
+        ready: &Ready,
         snapshotter: &str,
         users: Option<Vec<gantry_engine::spec::IdRange>>,
+        stages: &Stages,
     ) -> Result<Arc<Container>> {
         let Making { id, pod, config } = making;
         let security = security_of(config);
@@ -112,9 +112,10 @@ impl Cri {
         let target = self.target_of_processes(pod, &security)?;
         let handler = self.handler(&pod.facts().handler)?.clone();
         let (cri, moved) = (self.clone(), (id.clone(), Arc::clone(pod), config.clone(), image.clone()));
-        let own = identity.clone();
+        let (own, volumes, stages) = (identity.clone(), ready.volumes.clone(), stages.clone());
         // Paths of the host are looked at: a dead mount may hold that up.
-        let describing = tokio::task::spawn_blocking(move || {
+        let name = container_name(config, pod);
+        let describing = self.threads.run(&name, move || {
             let (id, pod, config, image) = moved;
             let plan = Plan {
                 id: &id,
@@ -123,18 +124,20 @@ impl Cri {
                 image: &image.facts.config,
                 handler: &handler,
                 identity: &own,
-                volumes: &ready.volumes,
+                volumes: &volumes,
                 target,
                 users,
+                stages: &stages,
             };
-            cri.container_spec(&plan).map(|made| (made, ready.refs))
+            cri.container_spec(&plan)
         });
-        let (made, volume_refs) = describing.await.map_err(|_| Error::Stopped { what: "describing a container" })??;
+        let made = describing.await?;
         identity.groups = made.groups;
         let facts = Facts {
             image_id: image.id().to_owned(),
             image_ref: image.image_ref(),
-            volume_refs,
+            volume_refs: ready.refs.clone(),
+            sources: made.sources,
             log_path: log_path(&pod.config(), config),
             stop_signal: super::stop::stop_signal(config, image)?,
             identity,

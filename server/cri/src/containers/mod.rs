@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 pub(crate) use record::Facts;
 pub(crate) use status::{state_of, status_of};
+pub(crate) use update::merge;
 
 use crate::{Error, Result};
 

@@ -25,6 +25,8 @@ pub(crate) struct Facts {
     pub(crate) image_ref: String,
     /// Images of its mounts by digest, by the mount's destination.
     pub(crate) volume_refs: std::collections::BTreeMap<String, String>,
+    /// Where its mounts come from on the host, links followed, by the mount's destination.
+    pub(crate) sources: std::collections::BTreeMap<String, String>,
     /// File of its log; empty for none.
     pub(crate) log_path: String,
     /// Signal that asks it to end.

@@ -1,7 +1,6 @@
 //! Containers as Kubernetes asks for them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use gantry_api::pb::runtime::v1 as wire;
 use serde_json::{Value, json};
@@ -101,8 +100,10 @@ fn told(mount: &wire::Mount, facts: &Facts) -> wire::Mount {
     if let (Some(image), Some(found)) = (mount.image.as_mut(), facts.volume_refs.get(&mount.container_path)) {
         image.image_ref.clone_from(found);
     }
-    if let Ok(real) = Path::new(&mount.host_path).canonicalize() {
-        mount.host_path = real.to_string_lossy().into_owned();
+    // Not looked at now: the path may be dead.
+    let image = mount.image.as_ref().is_some_and(|image| !image.image.is_empty());
+    if let Some(real) = facts.sources.get(&mount.container_path).filter(|_| !image) {
+        mount.host_path.clone_from(real);
     }
     mount
 }

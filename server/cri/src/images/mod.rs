@@ -3,6 +3,7 @@
 
 mod name;
 mod pull;
+mod registries;
 mod usage;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,6 +15,7 @@ use gantry_engine::spec::oci_spec::image::ImageConfiguration;
 use gantry_types::{Descriptor, Digest, Filter, Platform, Reference};
 
 pub(crate) use name::normalize;
+pub(crate) use registries::Registries;
 pub(crate) use usage::Usages;
 
 use crate::{Cri, Error, Result};

@@ -1,12 +1,11 @@
 //! Pulling an image for Kubernetes: three names stand for it then, and its layers are unpacked for the pod's handler.
 
-use std::sync::Arc;
-
 use gantry_api::pb::runtime::v1 as wire;
-use gantry_engine::transfer::{Access, Credential, ProgressSink, Provided, Pull, Unpack};
+use gantry_engine::transfer::{Credential, ProgressSink, Pull, Unpack};
 use gantry_types::{Labels, Platform, Reference};
 
 use super::name::{normalize, with_digest};
+use super::registries::DOCKER;
 use super::{MANAGED, PINNED};
 use crate::{Cri, Error, Result};
 
@@ -25,7 +24,7 @@ impl Cri {
             platforms: vec![unpack.platform.clone()],
             unpacks: vec![unpack],
             discard_layers: self.config.images.discard_unpacked_layers,
-            access: self.access(credential),
+            access: self.registries.access(credential),
             ..Pull::new(reference.clone())
         };
         let failed = || Error::at(format!("failed to pull and unpack image {name:?}"));
@@ -63,18 +62,6 @@ impl Cri {
         let there = self.engine.snapshots.snapshotter(name).is_ok();
         if there { name.to_owned() } else { String::new() }
     }
-
-    fn access(&self, credential: Option<(String, Credential)>) -> Access {
-        let registry = &self.config.images.registry;
-        let mut access = match credential {
-            Some((host, credential)) => Access::new(Arc::new(Provided::new(&host, Some(credential)))),
-            None => Access::anonymous(),
-        };
-        access.hosts_dirs = (!registry.config_path.is_empty()).then(|| registry.config_path.clone());
-        let headers = registry.headers.iter();
-        access.headers = headers.flat_map(|(name, all)| all.iter().map(|v| (name.clone(), v.clone()))).collect();
-        access
-    }
 }
 
 /// Host and credential of a call; none where it brings none, or one for another registry.
@@ -96,10 +83,8 @@ fn host_of(address: &str) -> &str {
     rest.split('/').next().unwrap_or_default()
 }
 
-/// Docker's registry goes by three names.
 fn is_docker(server: &str, host: &str) -> bool {
-    const NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
-    NAMES.contains(&server) && NAMES.contains(&host)
+    DOCKER.contains(&server) && DOCKER.contains(&host)
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ use super::namespace::{in_thread, open};
 use super::record::{By, Record, Records};
 use super::{Attached, Config, Error, IpPreference, PodNetwork, Result};
 
+/// Name of a configuration that was made from a template, as containerd has it.
+const FILLED: &str = "10-containerd-net.conflist";
+
 /// All networks of all pods. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Networks(Arc<Inner>);
@@ -155,6 +158,29 @@ impl Networks {
             outcome = outcome.and(done);
         }
         outcome
+    }
+
+    /// Writes the network's configuration from a template, for pods with addresses of these ranges; the file is put in
+    /// its place whole. Where there is a configuration already, nothing is written. Whether it was.
+    ///
+    /// # Errors
+    /// The template cannot be read or is not understood, or the file cannot be written.
+    pub async fn configure(&self, template: PathBuf, ranges: Vec<String>) -> Result<bool> {
+        if !self.0.cni.networks(None)?.is_empty() {
+            return Ok(false);
+        }
+        let dir = self.0.cni.config.conf_dir.clone();
+        in_thread(move || {
+            let text = std::fs::read_to_string(&template).map_err(Error::io("read", &template))?;
+            let bad = |reason| Error::BadConfig { path: template.clone(), reason };
+            let text = cni::fill(&text, &ranges).map_err(bad)?;
+            std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+            let (new, path) = (dir.join(".10-containerd-net.new"), dir.join(FILLED));
+            std::fs::write(&new, text).map_err(Error::io("write", &new))?;
+            std::fs::rename(&new, &path).map_err(Error::io("write", &path))?;
+            Ok(true)
+        })
+        .await
     }
 
     /// Whether pods can be attached, in containerd's words.

@@ -1,5 +1,6 @@
 //! RunPodSandbox: record, files, network and namespaces; what fails leaves nothing behind.
 
+use std::path::Path;
 use std::sync::PoisonError;
 
 use gantry_api::pb::runtime::v1 as wire;
@@ -19,7 +20,8 @@ use crate::creations::new_id;
 use crate::events::Kind;
 use crate::files::check_dns;
 use crate::handlers::runtime_of;
-use crate::network;
+use crate::network::{self, Attached};
+use crate::stages::{LONG, PATIENCE, SHORT, Stages};
 use crate::{Cri, Error, Result};
 use std::sync::Arc;
 use wire::NamespaceMode;
@@ -36,28 +38,21 @@ impl Cri {
         let id = new_id()?;
         let (cri, handler, new) = (self.clone(), request.runtime_handler, id.clone());
         let make = async move {
-            let operation = cri.engine.ops.begin("pod", new.clone(), Some(&cri.scope.namespace), None);
-            cri.make_pod(&new, config, &handler, &operation).await
+            let stages = Stages::begin(&cri, "pod", &new);
+            cri.make_pod(&new, config, &handler, &stages).await
         };
         self.pod_names.join(&name, id, bytes, make).await
     }
 
-    async fn make_pod(
-        &self,
-        id: &str,
-        config: wire::PodSandboxConfig,
-        handler: &str,
-        operation: &gantry_engine::ops::Entry,
-    ) -> Result<()> {
+    async fn make_pod(&self, id: &str, config: wire::PodSandboxConfig, handler: &str, stages: &Stages) -> Result<()> {
         let found = self.handler(handler);
         let runtime = found.map_err(Error::at(format!("unable to get OCI runtime for sandbox {id:?}")))?.clone();
         let facts = self.first_facts(handler, &config)?;
         let pod = Pod::new(id, config, facts, crate::now());
-        operation.stage("recording what is to be made");
-        self.record_pod(&pod, &runtime).await?;
-        let made = self.raise_pod(&pod, &runtime, operation).await;
+        stages.run("recording what is to be made", SHORT, self.record_pod(&pod, &runtime)).await?;
+        let made = self.raise_pod(&pod, &runtime, stages).await;
         if let Err(error) = made {
-            operation.stage("undoing after a failure");
+            stages.note("undoing after a failure".to_owned());
             self.undo_pod(id).await;
             return Err(error);
         }
@@ -76,10 +71,9 @@ impl Cri {
     }
 
     /// Everything behind the first record.
-    async fn raise_pod(&self, pod: &Arc<Pod>, handler: &RuntimeHandler, op: &gantry_engine::ops::Entry) -> Result<()> {
+    async fn raise_pod(&self, pod: &Arc<Pod>, handler: &RuntimeHandler, stages: &Stages) -> Result<()> {
         let config = pod.config();
-        op.stage("writing the pod's files");
-        self.write_files(pod).await?;
+        stages.run("writing the pod's files", SHORT, self.write_files(pod)).await?;
         let options = namespaces_of(&config);
         let users = user_ranges("config.linux.security_context.namespace_options", &options)?;
         let own_network = options.network() != NamespaceMode::Node;
@@ -87,40 +81,50 @@ impl Cri {
         // A network namespace belongs to the user namespace in which it was made.
         let bound_first = own_network && users.is_none();
         if bound_first {
-            op.stage("making the network namespace");
-            network::create_namespace(&netns).await.map_err(super::network::failure)?;
+            let making = async { network::create_namespace(&netns).await.map_err(super::network::failure) };
+            stages.run("making the network namespace", SHORT, making).await?;
         }
         let spec = self.pod_spec(pod, handler, bound_first.then_some(netns.as_path()))?;
-        self.record_spec(pod, &spec).await?;
-        op.stage("making the sandbox and its network");
-        let attached = if bound_first {
-            let (made, attached) = tokio::join!(self.create_sandbox(pod), self.connect(pod, handler));
-            made.and(attached).map(Some)?
-        } else {
-            self.create_sandbox(pod).await?;
-            match own_network {
-                true => {
-                    let source = pod.namespace("net");
-                    network::adopt_namespace(&source, &netns).await.map_err(super::network::failure)?;
-                    Some(self.connect(pod, handler).await?)
-                }
-                false => None,
-            }
+        stages.run("recording its configuration", SHORT, self.record_spec(pod, &spec)).await?;
+        let making = self.create_connected(pod, handler, bound_first, own_network, &netns);
+        let attached = stages.run("making the sandbox and its network", LONG, making).await?;
+        let starting = async {
+            let controller = self.engine.sandboxes.controller(SANDBOXER)?;
+            Ok(controller.start(&self.scope, &pod.id).await?)
         };
-        op.stage("starting the sandbox");
-        let controller = self.engine.sandboxes.controller(SANDBOXER)?;
-        let instance = controller.start(&self.scope, &pod.id).await?;
-        self.set_pod_facts(pod, |facts| {
+        let instance = stages.run("starting the sandbox", PATIENCE, starting).await?;
+        let change = |facts: &mut Facts| {
             facts.complete = true;
             facts.pid = instance.pid;
             if let Some(attached) = attached {
                 facts.ips = attached.ips.iter().map(ToString::to_string).collect();
                 facts.results = attached.results;
             }
-        })
-        .await?;
+        };
+        stages.run("recording that it is made", SHORT, self.set_pod_facts(pod, change)).await?;
         pod.set_ready(true);
         Ok(())
+    }
+
+    /// Makes the sandbox and connects it: at once where its network namespace is there already.
+    async fn create_connected(
+        &self,
+        pod: &Pod,
+        handler: &RuntimeHandler,
+        bound_first: bool,
+        own_network: bool,
+        netns: &Path,
+    ) -> Result<Option<Attached>> {
+        if bound_first {
+            let (made, attached) = tokio::join!(self.create_sandbox(pod), self.connect(pod, handler));
+            return made.and(attached).map(Some);
+        }
+        self.create_sandbox(pod).await?;
+        if !own_network {
+            return Ok(None);
+        }
+        network::adopt_namespace(&pod.namespace("net"), netns).await.map_err(super::network::failure)?;
+        self.connect(pod, handler).await.map(Some)
     }
 
     async fn write_files(&self, pod: &Pod) -> Result<()> {

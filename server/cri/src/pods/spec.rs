@@ -160,6 +160,22 @@ fn annotations(config: &PodSandboxConfig, id: &str) -> Vec<(&'static str, String
     ]
 }
 
+/// A sandbox's configuration with the limits of its pod, for the sandbox that runs.
+///
+/// # Errors
+/// A configuration that is damaged.
+pub(super) fn with_pod_limits(spec: &[u8], config: &PodSandboxConfig, id: &str) -> Result<Vec<u8>> {
+    let broken = |error: serde_json::Error| Error::State(format!("sandbox spec: {error}"));
+    let spec: Spec = serde_json::from_slice(spec).map_err(broken)?;
+    let mut limits = pod_limits(config)?;
+    limits.cpu_shares = SANDBOX_SHARES;
+    let mut builder = SpecBuilder::from_spec(spec).limits(&limits);
+    for (key, value) in annotations(config, id) {
+        builder = builder.annotation(key, &value);
+    }
+    serde_json::to_vec(&builder.build_sandbox()).map_err(broken)
+}
+
 /// The limits of a pod as a whole, for a runtime that wants them.
 pub(super) fn pod_limits(config: &PodSandboxConfig) -> Result<Limits> {
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());

@@ -1,5 +1,5 @@
-//! Devices by CDI name (`VENDOR/CLASS=NAME`): JSON specifications of the Container Device Interface tell what each
-//! stands for: devices, mounts, variables, hooks and groups.
+//! Devices by CDI name (`VENDOR/CLASS=NAME`): specifications of the Container Device Interface, in
+//! JSON or YAML, tell what each stands for: devices, mounts, variables, hooks and groups.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 /// Largest specification that is read, in bytes.
 const MAX_SPEC: u64 = 4 << 20;
+/// Which files of a directory are specifications.
+const EXTENSIONS: [&str; 3] = ["json", "yaml", "yml"];
 /// Annotations that name devices, too: those whose key begins so.
 const ANNOTATION: &str = "cdi.k8s.io/";
 
@@ -168,8 +170,8 @@ fn load(directories: &[PathBuf]) -> Vec<File> {
     let mut paths: BTreeMap<(usize, PathBuf), PathBuf> = BTreeMap::new();
     for (at, directory) in directories.iter().enumerate() {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-        let json = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-        paths.extend(json.map(|path| ((at, path.clone()), path)));
+        let ours = |path: &PathBuf| path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e == *known));
+        paths.extend(entries.filter(ours).map(|path| ((at, path.clone()), path)));
     }
     paths.values().filter_map(|path| read(path).inspect_err(|e| tracing::warn!(%e, "CDI file left out")).ok()).collect()
 }
@@ -180,7 +182,11 @@ fn read(path: &Path) -> Result<File> {
         return Err(Error::State(format!("{}: not a file of at most {MAX_SPEC} bytes", path.display())));
     }
     let text = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&text).map_err(|error| Error::State(format!("{}: {error}", path.display())))
+    let bad = |error: &dyn std::fmt::Display| Error::State(format!("{}: {error}", path.display()));
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return serde_json::from_slice(&text).map_err(|error| bad(&error));
+    }
+    serde_yaml_ng::from_slice(&text).map_err(|error| bad(&error))
 }
 
 #[cfg(test)]
@@ -206,6 +212,20 @@ mod tests {
         assert!(env.contains(&"ALL=1".to_owned()) && env.contains(&"ONE=1".to_owned()));
         assert_eq!(groups, [7]);
         assert_eq!(spec.linux().as_ref().unwrap().devices().as_ref().unwrap().len(), 1);
+        assert!(spec.hooks().as_ref().unwrap().create_container().is_some());
+    }
+
+    #[test]
+    fn a_specification_may_be_in_yaml() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "cdiVersion: 0.6.0\nkind: vendor.test/dev\ndevices:\n- name: one\n  containerEdits:\n    env: [ONE=1]\n    \
+                    hooks:\n    - {hookName: createContainer, path: /bin/true, timeout: 5}\n";
+        std::fs::write(directory.path().join("a.yaml"), text).unwrap();
+        let builder = SpecBuilder::new(&"ns".parse().unwrap(), "c").unwrap().args(&["x".into()]);
+        let directories = [directory.path().to_owned()];
+        let (builder, _) = add(builder, &["vendor.test/dev=one".to_owned()], &directories).unwrap();
+        let spec = builder.build().unwrap();
+        assert!(spec.process().as_ref().unwrap().env().clone().unwrap().contains(&"ONE=1".to_owned()));
         assert!(spec.hooks().as_ref().unwrap().create_container().is_some());
     }
 

@@ -1,6 +1,6 @@
 //! The configuration of one container.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use gantry_api::pb::runtime::v1 as wire;
@@ -14,6 +14,7 @@ use wire::security_profile::ProfileType;
 use super::{Identity, Volumes, cdi, cgroups_path, devices, limits_of, mounts, seccomp_of};
 use crate::config::RuntimeHandler;
 use crate::pods::Pod;
+use crate::stages::Stages;
 use crate::{Cri, Error, Result, handlers};
 
 /// Where the kernel lists what AppArmor has loaded; missing where it is not on.
@@ -32,6 +33,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) target: Option<u32>,
     /// Ranges of the pod's user namespace.
     pub(crate) users: Option<Vec<IdRange>>,
+    /// Told which path is looked at.
+    pub(crate) stages: &'a Stages,
 }
 
 /// A configuration, and what was decided on the way.
@@ -39,6 +42,8 @@ pub(crate) struct ContainerSpec {
     pub(crate) spec: Spec,
     /// All groups of the process.
     pub(crate) groups: Vec<u32>,
+    /// Where mounts come from, by destination.
+    pub(crate) sources: BTreeMap<String, String>,
 }
 
 impl Cri {
@@ -55,7 +60,9 @@ impl Cri {
         let mut builder = process(base, plan)?;
         builder = namespaces(builder, plan, &security)?;
         builder = self.system_mounts(builder, plan, &security)?;
-        builder = mounts::add(builder, &plan.config.mounts, plan.volumes, plan.users.as_deref())?;
+        let note = |text: String| plan.stages.note(text);
+        let (mut builder, sources) =
+            mounts::add(builder, &plan.config.mounts, plan.volumes, plan.users.as_deref(), &note)?;
         builder = self.security(builder, plan, &security)?;
         builder = self.resources(builder, plan, &security)?;
         let cdi_names = cdi::names(plan.config);
@@ -67,7 +74,7 @@ impl Cri {
         groups.extend(more);
         let builder = builder.user(plan.identity.uid, plan.identity.gid, &groups);
         let builder = annotations(builder, plan);
-        Ok(ContainerSpec { spec: builder.build()?, groups })
+        Ok(ContainerSpec { spec: builder.build()?, groups, sources })
     }
 
     /// What every container of a pod has in its file system.

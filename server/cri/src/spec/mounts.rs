@@ -1,5 +1,6 @@
 //! Mounts of a container: what every pod shares, what the request names, volumes of images.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gantry_api::pb::runtime::v1 as wire;
@@ -88,7 +89,8 @@ pub(crate) fn check(mounts: &[wire::Mount]) -> Result<()> {
     Ok(())
 }
 
-/// Adds the mounts of a request, and the volumes that the image declares.
+/// Adds the mounts of a request, and the volumes that the image declares; gives where each comes from, by destination.
+/// `note` is told of each path of the host before it is looked at.
 ///
 /// # Errors
 /// [`Error::Invalid`] that names the field.
@@ -97,7 +99,8 @@ pub(super) fn add(
     mounts: &[wire::Mount],
     volumes: &Volumes,
     users: Option<&[IdRange]>,
-) -> Result<SpecBuilder> {
+    note: &dyn Fn(String),
+) -> Result<(SpecBuilder, BTreeMap<String, String>)> {
     let mut sorted: Vec<(usize, &wire::Mount)> = mounts.iter().enumerate().collect();
     // What lies above is mounted first, or it would hide what lies below.
     sorted.sort_by_key(|(_, mount)| Path::new(&mount.container_path).components().count());
@@ -107,20 +110,25 @@ pub(super) fn add(
             builder = builder.mapped_mount(&bind(&source.to_string_lossy(), destination, "rw", users))?;
         }
     }
-    let mut propagation = None;
+    let (mut propagation, mut sources) = (None, BTreeMap::new());
     for (at, mount) in sorted {
         let source = match volumes.images.iter().find(|volume| volume.at == at) {
             Some(volume) => volume.source.clone(),
-            None => source_of(at, mount)?,
+            None => {
+                note(format!("looking at config.mounts[{at}].host_path {:?}", mount.host_path));
+                source_of(at, mount)?
+            }
         };
+        sources.insert(mount.container_path.clone(), source.to_string_lossy().into_owned());
         builder = builder.mapped_mount(&described(mount, &source))?;
         propagation = propagation.max(needed(mount.propagation()));
     }
-    Ok(match propagation {
+    let builder = match propagation {
         None => builder,
         Some(Needed::Slave) => builder.rootfs_propagation("rslave"),
         Some(Needed::Shared) => builder.rootfs_propagation("rshared"),
-    })
+    };
+    Ok((builder, sources))
 }
 
 /// A bind mount of the pod's own files. With a user namespace they belong to its root.
@@ -231,7 +239,11 @@ mod tests {
         let mut shared = mount(host, "/a/b");
         shared.set_propagation(MountPropagation::PropagationBidirectional);
         let builder = SpecBuilder::new(&"ns".parse().unwrap(), "c").unwrap().args(&["x".into()]);
-        let spec = add(builder, &[shared, mount(host, "/a")], &Volumes::default(), None).unwrap().build().unwrap();
+        let told = std::cell::RefCell::new(Vec::new());
+        let note = |text: String| told.borrow_mut().push(text);
+        let (builder, sources) = add(builder, &[shared, mount(host, "/a")], &Volumes::default(), None, &note).unwrap();
+        assert_eq!((told.borrow().len(), sources.len()), (2, 2));
+        let spec = builder.build().unwrap();
         let mounts = spec.mounts().as_ref().unwrap();
         let last: Vec<_> = mounts[mounts.len() - 2..].iter().map(|m| m.destination().to_str().unwrap()).collect();
         assert_eq!(last, ["/a", "/a/b"]);

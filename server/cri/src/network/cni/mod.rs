@@ -5,6 +5,7 @@ mod conf;
 mod orphans;
 mod plugin;
 mod result;
+mod template;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use conf::Version;
 pub(super) use conf::{ConfList, is_valid_name};
 pub(super) use orphans::kill as kill_orphans;
 use plugin::{Call, Verb};
+pub(super) use template::fill;
 
 use super::namespace::is_namespace;
 use super::{CniConfig, ConfDir, Error, PodNetwork, Result};
