@@ -99,6 +99,14 @@ async fn next(
     }
 }
 
+/// Serves one connection until it ends.
+///
+/// # Errors
+/// When it breaks.
+pub async fn serve_one<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Limits) -> io::Result<()> {
+    connection(stream, handler, limits).await
+}
+
 async fn connection<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Limits) -> io::Result<()> {
     let peer = stream.peer_cred()?;
     if peer.uid() != limits.uid {

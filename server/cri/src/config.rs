@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use gantry_nri::{Config as NriConfig, OnFailure};
 use serde_json::Value;
 
 /// All of it.
@@ -17,6 +18,8 @@ pub struct Config {
     pub images: ImagesConfig,
     /// The server of exec, attach and port-forward streams.
     pub server: ServerConfig,
+    /// Plug-ins of the Node Resource Interface: section `io.containerd.nri.v1.nri`.
+    pub nri: NriConfig,
 }
 
 /// Section `io.containerd.cri.v1.runtime`.

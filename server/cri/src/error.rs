@@ -74,6 +74,9 @@ pub enum Error {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] gantry_engine::Error),
+    /// Plug-ins of the Node Resource Interface.
+    #[error(transparent)]
+    Nri(#[from] gantry_nri::Error),
     /// Making the configuration of a container.
     #[error(transparent)]
     Spec(#[from] gantry_engine::spec::SpecError),
@@ -144,6 +147,7 @@ impl HasKind for Error {
             Error::Deadline { .. } | Error::Overdue { .. } | Error::Hangs { .. } => ErrorKind::DeadlineExceeded,
             Error::Engine(error) => error.kind(),
             Error::Spec(error) => error.kind(),
+            Error::Nri(error) => error.kind(),
             Error::Io { source, .. } => match ErrorKind::of_io(source) {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists => ErrorKind::Unknown,
                 kind => kind,

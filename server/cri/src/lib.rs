@@ -17,6 +17,7 @@ mod images;
 mod metrics;
 pub mod network;
 mod node;
+mod nri;
 mod pods;
 mod service;
 mod spec;

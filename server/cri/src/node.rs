@@ -49,6 +49,7 @@ pub struct Node {
     pub(crate) threads: Threads,
     pub(crate) cgroups: Cgroups,
     pub(crate) networks: Networks,
+    pub(crate) nri: gantry_nri::Nri,
     pub(crate) streaming: tokio::sync::OnceCell<Arc<Server>>,
     pub(crate) stopping: CancellationToken,
 }
@@ -74,7 +75,9 @@ impl Cri {
         let scope = Scope::new(NAMESPACE.parse().map_err(gantry_engine::Error::from)?);
         let registries = Registries::open(&config.images.registry, &state)?;
         let networks = crate::pods::open_networks(&config, &root).await?;
+        let nri = crate::nri::open(&config);
         let cri = Cri(Arc::new(Node {
+            nri,
             networks,
             scope,
             root,
@@ -97,6 +100,7 @@ impl Cri {
         }));
         cri.restore().await;
         cri.listen().await?;
+        cri.listen_to_plugins().await;
         Ok(cri)
     }
 }

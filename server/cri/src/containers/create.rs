@@ -17,6 +17,7 @@ use crate::creations::new_id;
 use crate::events::Kind;
 use crate::handlers::runtime_of;
 use crate::images::Image;
+use crate::nri::Hold;
 use crate::pods::{Pod, SPEC_TYPE, absent, kind_labels, namespaces_of, user_ranges};
 use crate::spec::{Accounts, Plan, identity, limits_of, mounts_check, options_of, security_of};
 use crate::stages::{LONG, PATIENCE, SHORT, Stages};
@@ -56,8 +57,9 @@ impl Cri {
         let handler = making.pod.facts().handler;
         let snapshotter = self.snapshotter_of(&handler);
         let made = self.build_container(&making, &snapshotter, stages).await;
-        let container = match made {
-            Ok(container) => container,
+        // Held until the container is known.
+        let (container, _hold) = match made {
+            Ok(made) => made,
             Err(error) => {
                 stages.note("undoing after a failure".to_owned());
                 self.undo_container(&making.id, &snapshotter).await;
@@ -65,11 +67,17 @@ impl Cri {
             }
         };
         self.containers.insert(&container);
+        self.nri_created(&container).await;
         self.events.tell(self, Kind::Created, &container.id, &making.pod).await;
         Ok(())
     }
 
-    async fn build_container(&self, making: &Making, snapshotter: &str, stages: &Stages) -> Result<Arc<Container>> {
+    async fn build_container(
+        &self,
+        making: &Making,
+        snapshotter: &str,
+        stages: &Stages,
+    ) -> Result<(Arc<Container>, Hold)> {
         let Making { id, pod, config } = making;
         let asked = config.image.clone().unwrap_or_default();
         let image = stages.run("looking for the image", SHORT, self.image(&asked.image)).await?;
@@ -104,7 +112,7 @@ impl Cri {
         snapshotter: &str,
         users: Option<Vec<gantry_engine::spec::IdRange>>,
         stages: &Stages,
-    ) -> Result<Arc<Container>> {
+    ) -> Result<(Arc<Container>, Hold)> {
         let Making { id, pod, config } = making;
         let security = security_of(config);
         let accounts = self.accounts_of(id, snapshotter).await?;
@@ -112,7 +120,7 @@ impl Cri {
         let target = self.target_of_processes(pod, &security)?;
         let handler = self.handler(&pod.facts().handler)?.clone();
         let (cri, moved) = (self.clone(), (id.clone(), Arc::clone(pod), config.clone(), image.clone()));
-        let (own, volumes, stages) = (identity.clone(), ready.volumes.clone(), stages.clone());
+        let (own, volumes, told) = (identity.clone(), ready.volumes.clone(), stages.clone());
         // Paths of the host are looked at: a dead mount may hold that up.
         let name = container_name(config, pod);
         let describing = self.threads.run(&name, move || {
@@ -127,11 +135,14 @@ impl Cri {
                 volumes: &volumes,
                 target,
                 users,
-                stages: &stages,
+                stages: &told,
             };
             cri.container_spec(&plan)
         });
         let made = describing.await?;
+        stages.note("asking NRI plugins".to_owned());
+        let hold = self.nri.hold().await;
+        let spec = self.nri_create(pod, id, config, made.spec).await?;
         identity.groups = made.groups;
         let facts = Facts {
             image_id: image.id().to_owned(),
@@ -143,13 +154,13 @@ impl Cri {
             identity,
             ..Facts::default()
         };
-        let value = serde_json::to_vec(&made.spec).map_err(|error| Error::State(format!("container spec: {error}")))?;
+        let value = serde_json::to_vec(&spec).map_err(|error| Error::State(format!("container spec: {error}")))?;
         let mut record = self.engine.containers.get(&self.scope, id).await?;
         record.spec = Some(Any { type_url: SPEC_TYPE.into(), value });
         record.extensions.insert(record::FACTS.to_owned(), record::facts_any(&facts)?);
         let record =
             self.engine.containers.update(&self.scope, record, &["spec".to_owned(), "extensions".to_owned()]).await?;
-        Ok(Container::new(id, &pod.id, config.clone(), facts, crate::nanoseconds(record.created)))
+        Ok((Container::new(id, &pod.id, config.clone(), facts, crate::nanoseconds(record.created)), hold))
     }
 
     /// Enters a container before anything is made for it. Without [`Facts`], it was not made to the end.

@@ -60,6 +60,7 @@ impl Cri {
         if let Ok(pod) = self.pods.get(&container.pod) {
             self.events.tell(self, Kind::Stopped, &container.id, &pod).await;
         }
+        self.nri_stopped(container).await;
         self.remove_task(&container.id).await;
     }
 

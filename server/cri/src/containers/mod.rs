@@ -35,6 +35,8 @@ pub(crate) struct Container {
     pub(crate) created_at: i64,
     /// One change at a time.
     pub(crate) gate: tokio::sync::Mutex<()>,
+    /// Whether plug-ins were told of its end.
+    pub(crate) told_stop: tokio::sync::Mutex<bool>,
 }
 
 impl Container {
@@ -49,6 +51,7 @@ impl Container {
             id: id.to_owned(),
             pod: pod.to_owned(),
             config: Mutex::new(Arc::new(config)),
+            told_stop: tokio::sync::Mutex::new(facts.finished_at != 0),
             facts: watch::Sender::new(facts),
             created_at,
             gate: tokio::sync::Mutex::default(),

@@ -37,7 +37,12 @@ impl Cri {
         if !pod.is_ready() {
             return Err(Error::State(format!("sandbox container {:?} is not running", pod.id)));
         }
-        match self.run(container).await {
+        let hold = self.nri.hold().await;
+        let started = match self.nri_start(container).await {
+            Ok(()) => self.run(container).await,
+            Err(error) => Err(error),
+        };
+        match started {
             Ok(pid) => {
                 let started_at = crate::now();
                 self.set_facts(container, |facts| {
@@ -48,9 +53,11 @@ impl Cri {
                 // Told before the end can be.
                 self.events.tell(self, Kind::Started, &container.id, &pod).await;
                 self.watch_container(container);
+                self.nri_started(container).await;
                 Ok(())
             }
             Err(error) => {
+                drop(hold);
                 self.remove_task(&container.id).await;
                 let message = error.to_string();
                 self.set_facts(container, |facts| {
@@ -61,6 +68,7 @@ impl Cri {
                 })
                 .await?;
                 self.events.tell(self, Kind::Stopped, &container.id, &pod).await;
+                self.nri_stopped(container).await;
                 Err(error)
             }
         }

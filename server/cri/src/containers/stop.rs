@@ -84,8 +84,13 @@ impl Cri {
         let snapshotter = record.map(|record| record.snapshotter).unwrap_or_default();
         self.remove_volumes(id, &snapshotter).await?;
         absent(self.engine.snapshots.remove(&self.scope, &snapshotter, id).await)?;
-        absent(self.engine.containers.delete(&self.scope, id).await)?;
-        self.containers.remove(id);
+        self.nri_stopped(container).await;
+        {
+            let _hold = self.nri.hold().await;
+            self.nri_remove(container).await;
+            absent(self.engine.containers.delete(&self.scope, id).await)?;
+            self.containers.remove(id);
+        }
         self.rates.forget(id);
         if let Ok(pod) = self.pods.get(&container.pod) {
             self.container_names.free(&container_name(&container.config(), &pod), id);

@@ -1,8 +1,11 @@
 //! UpdateContainerResources and UpdatePodSandboxResources: limits of what runs, and of what will.
 
+use std::collections::BTreeMap;
+
 use gantry_api::pb::runtime::v1 as wire;
 use gantry_engine::spec::Limits;
 use gantry_engine::spec::oci_spec::runtime::Spec;
+use gantry_nri::api::LinuxResources;
 use gantry_types::Any;
 
 use super::{Container, record};
@@ -17,31 +20,48 @@ impl Cri {
     pub(crate) async fn update_container(&self, request: wire::UpdateContainerResourcesRequest) -> Result<()> {
         let container = self.containers.get(&request.container_id)?;
         let asked = request.linux.ok_or_else(|| Error::invalid("linux", "must be set"))?;
+        limits_of("linux", &asked)?;
         let _one = container.gate.lock().await;
+        let wanted = self.nri_update(&container, &asked).await?;
+        let asked = wanted.as_ref().map_or(asked.clone(), |wanted| crate::nri::asked(wanted, asked.oom_score_adj));
+        self.change_limits(&container, &asked, wanted.as_ref(), request.annotations).await?;
+        self.nri_updated(&container).await;
+        Ok(())
+    }
+
+    /// Changes limits, of what runs and in the record; `wanted` has those, too, that Kubernetes has no words for. The
+    /// caller has the container's turn.
+    pub(crate) async fn change_limits(
+        &self,
+        container: &Container,
+        asked: &wire::LinuxContainerResources,
+        wanted: Option<&LinuxResources>,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<()> {
         if container.state() == wire::ContainerState::ContainerExited {
             return Err(Error::State(format!("container {:?} is in CONTAINER_EXITED state", container.id)));
         }
         let old = container.config().linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
-        let merged = merge(old, &asked);
+        let merged = merge(old, asked);
         let mut limits = limits_of("linux", &merged)?;
         if self.config.runtime.disable_hugetlb_controller || !self.cgroups.has("hugetlb") {
             limits.hugepages.clear();
         }
         if container.state() == wire::ContainerState::ContainerRunning {
-            self.update_task(&container, &limits, request.annotations).await?;
+            let mut changed = serde_json::json!({"linux": {"resources": limits.to_resources()}});
+            wanted.map_or(Ok(()), |wanted| crate::nri::put(&mut changed, wanted))?;
+            self.update_task(container, &changed["linux"]["resources"], annotations).await?;
         }
-        self.record_limits(&container, merged, &limits).await
+        self.record_limits(container, merged, &limits, wanted).await
     }
 
     async fn update_task(
         &self,
         container: &Container,
-        limits: &Limits,
-        annotations: std::collections::BTreeMap<String, String>,
+        resources: &serde_json::Value,
+        annotations: BTreeMap<String, String>,
     ) -> Result<()> {
-        let value =
-            serde_json::to_vec(&limits.to_resources()).map_err(|error| Error::State(format!("resources: {error}")))?;
-        let any = Any { type_url: RESOURCES_TYPE.into(), value };
+        let any = Any { type_url: RESOURCES_TYPE.into(), value: resources.to_string().into_bytes() };
         let updated = self.engine.tasks.update(&self.scope, &container.id, Some(any), annotations).await;
         updated.map_err(Error::at("failed to update resources"))
     }
@@ -51,12 +71,13 @@ impl Cri {
         container: &Container,
         merged: wire::LinuxContainerResources,
         limits: &Limits,
+        wanted: Option<&LinuxResources>,
     ) -> Result<()> {
         let mut config = (*container.config()).clone();
         config.linux.get_or_insert_default().resources = Some(merged);
         let mut all = self.engine.containers.get(&self.scope, &container.id).await?;
         if let Some(spec) = all.spec.as_mut() {
-            spec.value = with_limits(&spec.value, limits)?;
+            spec.value = with_limits(&spec.value, limits, wanted)?;
         }
         all.extensions.insert(record::CONFIG.to_owned(), record::config_any(&config));
         let fields = ["spec".to_owned(), format!("extensions.{}", record::CONFIG)];
@@ -66,11 +87,13 @@ impl Cri {
     }
 }
 
-fn with_limits(spec: &[u8], limits: &Limits) -> Result<Vec<u8>> {
+fn with_limits(spec: &[u8], limits: &Limits, wanted: Option<&LinuxResources>) -> Result<Vec<u8>> {
     let broken = |error: serde_json::Error| Error::State(format!("container spec: {error}"));
     let spec: Spec = serde_json::from_slice(spec).map_err(broken)?;
     let spec = gantry_engine::spec::SpecBuilder::from_spec(spec).limits(limits).build()?;
-    serde_json::to_vec(&spec).map_err(broken)
+    let mut spec = serde_json::to_value(&spec).map_err(broken)?;
+    wanted.map_or(Ok(()), |wanted| crate::nri::put(&mut spec, wanted))?;
+    Ok(spec.to_string().into_bytes())
 }
 
 /// The limits of `old` with what `new` says.

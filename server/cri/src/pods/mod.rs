@@ -39,6 +39,8 @@ pub(crate) struct Pod {
     pub(crate) created_at: i64,
     /// Whether what holds its namespaces runs; nobody can join them otherwise.
     ready: AtomicBool,
+    /// Whether plug-ins were told that it goes.
+    told_stop: AtomicBool,
     /// One change at a time.
     pub(crate) gate: tokio::sync::Mutex<()>,
 }
@@ -51,6 +53,7 @@ impl Pod {
             facts: Mutex::new(facts),
             created_at,
             ready: AtomicBool::new(false),
+            told_stop: AtomicBool::new(false),
             gate: tokio::sync::Mutex::default(),
         })
     }
@@ -82,6 +85,11 @@ impl Pod {
     /// Notes that its namespaces are gone; whether they were there until now.
     pub(crate) fn end(&self) -> bool {
         self.ready.swap(false, Ordering::SeqCst)
+    }
+
+    /// Notes that plug-ins are told that it goes; whether they were before.
+    pub(crate) fn told_stop(&self) -> bool {
+        self.told_stop.swap(true, Ordering::SeqCst)
     }
 
     /// How its namespaces are chosen.

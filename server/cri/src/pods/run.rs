@@ -50,13 +50,15 @@ impl Cri {
         let facts = self.first_facts(handler, &config)?;
         let pod = Pod::new(id, config, facts, crate::now());
         stages.run("recording what is to be made", SHORT, self.record_pod(&pod, &runtime)).await?;
-        let made = self.raise_pod(&pod, &runtime, stages).await;
+        let made = match self.raise_pod(&pod, &runtime, stages).await {
+            Ok(()) => self.admit_pod(&pod, stages).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = made {
             stages.note("undoing after a failure".to_owned());
             self.undo_pod(id).await;
             return Err(error);
         }
-        self.pods.insert(&pod);
         self.events.tell(self, Kind::Created, &pod.id, &pod).await;
         self.events.tell(self, Kind::Started, &pod.id, &pod).await;
         self.watch_pod(&pod);
@@ -93,16 +95,23 @@ impl Cri {
             Ok(controller.start(&self.scope, &pod.id).await?)
         };
         let instance = stages.run("starting the sandbox", PATIENCE, starting).await?;
-        let change = |facts: &mut Facts| {
-            facts.complete = true;
-            facts.pid = instance.pid;
-            if let Some(attached) = attached {
-                facts.ips = attached.ips.iter().map(ToString::to_string).collect();
-                facts.results = attached.results;
-            }
-        };
-        stages.run("recording that it is made", SHORT, self.set_pod_facts(pod, change)).await?;
+        let mut facts = pod.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.pid = instance.pid;
+        if let Some(attached) = attached {
+            facts.ips = attached.ips.iter().map(ToString::to_string).collect();
+            facts.results = attached.results;
+        }
+        Ok(())
+    }
+
+    /// Asks the plug-ins whether the pod may be; from then on it is.
+    async fn admit_pod(&self, pod: &Arc<Pod>, stages: &Stages) -> Result<()> {
+        let _hold = self.nri.hold().await;
+        stages.run("asking NRI plugins", PATIENCE, self.nri_run_pod(pod)).await?;
+        let complete = self.set_pod_facts(pod, |facts| facts.complete = true);
+        stages.run("recording that it is made", SHORT, complete).await?;
         pod.set_ready(true);
+        self.pods.insert(pod);
         Ok(())
     }
 

@@ -26,6 +26,14 @@ impl Cri {
         for container in self.containers.of_pod(&pod.id) {
             self.halt_container(&container, std::time::Duration::ZERO).await?;
         }
+        operation.stage("telling NRI plugins");
+        for container in self.containers.of_pod(&pod.id) {
+            self.nri_stopped(&container).await;
+        }
+        {
+            let _hold = self.nri.hold().await;
+            self.nri_stop_pod(pod).await;
+        }
         operation.stage("disconnecting it");
         self.disconnect(&pod.id).await?;
         operation.stage("ending the sandbox");
@@ -64,7 +72,13 @@ impl Cri {
         let _one = pod.gate.lock().await;
         let there = self.pods.get(&pod.id).is_ok();
         self.clear_pod(&pod.id).await?;
-        self.pods.remove(&pod.id);
+        {
+            let _hold = self.nri.hold().await;
+            if there {
+                self.nri_remove_pod(pod).await;
+            }
+            self.pods.remove(&pod.id);
+        }
         self.rates.forget(&pod.id);
         let metadata = pod.config().metadata.clone().unwrap_or_default();
         self.pod_names.free(&super::metadata_name(&metadata), &pod.id);

@@ -3,7 +3,7 @@
 use gantry_api::pb::runtime::v1 as wire;
 use gantry_types::{ErrorKind, HasKind};
 
-use super::{SANDBOXER, record};
+use super::{Pod, SANDBOXER, record};
 use crate::containers::merge;
 use crate::spec::limits_of;
 use crate::{Cri, Error, Result};
@@ -18,6 +18,7 @@ impl Cri {
             resources.as_ref().map_or(Ok(()), |resources| limits_of(field, resources).map(drop))?;
         }
         let _one = pod.gate.lock().await;
+        self.nri_update_pod(&pod, request.overhead.as_ref(), request.resources.as_ref()).await?;
         let mut config = (*pod.config()).clone();
         let linux = config.linux.get_or_insert_default();
         linux.overhead = request.overhead.or(linux.overhead.take());
@@ -34,11 +35,16 @@ impl Cri {
         let fields = ["spec".to_owned(), format!("extensions.{}", record::CONFIG)];
         let updated = self.engine.sandboxes.update(&self.scope, sandbox, &fields).await?;
         pod.set_config(config);
-        if !pod.is_ready() {
-            return Ok(());
+        if pod.is_ready() {
+            self.update_sandbox(&pod, &updated).await?;
         }
+        self.nri_updated_pod(&pod).await;
+        Ok(())
+    }
+
+    async fn update_sandbox(&self, pod: &Pod, updated: &gantry_engine::sandboxes::Sandbox) -> Result<()> {
         let controller = self.engine.sandboxes.controller(SANDBOXER)?;
-        match controller.update(&self.scope, &updated, &["spec".to_owned()]).await {
+        match controller.update(&self.scope, updated, &["spec".to_owned()]).await {
             // A sandbox that has no limits of its own.
             Err(error) if error.kind() == ErrorKind::Unimplemented => Ok(()),
             told => told.map_err(Error::at(format!("failed to update sandbox {:?}", pod.id))),

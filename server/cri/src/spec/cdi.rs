@@ -95,7 +95,7 @@ pub(super) fn names(config: &wire::ContainerConfig) -> Vec<String> {
 ///
 /// # Errors
 /// [`Error::Invalid`] that names the field, for a device that no specification has.
-pub(super) fn add(
+pub(crate) fn add(
     mut builder: SpecBuilder,
     names: &[String],
     directories: &[PathBuf],

@@ -1,7 +1,7 @@
 //! From what Kubernetes asks to what a runtime takes. Everything that a request can get wrong is found here, before
 //! anything is made, and named by its field.
 
-mod cdi;
+pub(crate) mod cdi;
 mod container;
 mod devices;
 mod mounts;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gantry_cri::config::{
-    CniConfig, ImagesConfig, RegistryAuth, RegistryConfig, RegistryTls, RuntimeConfig, RuntimeHandler, RuntimePlatform,
-    ServerConfig,
+    CniConfig, ImagesConfig, NriConfig, OnFailure, RegistryAuth, RegistryConfig, RegistryTls, RuntimeConfig,
+    RuntimeHandler, RuntimePlatform, ServerConfig,
 };
 
 use super::report::Report;
@@ -151,6 +151,22 @@ section! {
         } else if files[0].is_some() && !server.enable_tls_streaming {
             report.mistake(&place, "certificate files need `enable_tls_streaming = true`");
         }
+    }
+}
+
+section! {
+    NriConfig {
+        ["disable"] => disable,
+        ["socket_path"] => socket_path,
+        ["plugin_path"] => plugin_path,
+        ["plugin_config_path"] => plugin_config_path,
+        ["plugin_registration_timeout"] => registration_timeout,
+        ["plugin_request_timeout"] => request_timeout,
+        ["disable_connections"] => disable_connections,
+        ["on_failure"] => on_failure as Failing,
+    }
+    ignored {
+        ["default_validator"] => "there is no validator but those that are plug-ins",
     }
 }
 
@@ -349,6 +365,15 @@ form! {
     /// Who holds a pod; empty for the daemon itself.
     Sandboxer: String, |v| text(v).map(|text| if text.is_empty() { "podsandbox".into() } else { text }),
         Setting::write;
+}
+
+form! {
+    /// What a plug-in that does not answer means.
+    Failing: OnFailure, |v| match text(v)?.as_str() {
+        "ignore" => Ok(OnFailure::Ignore),
+        "fail" => Ok(OnFailure::Fail),
+        _ => Err("ignore or fail"),
+    }, |v| Some(Value::Text(match v { OnFailure::Ignore => "ignore", OnFailure::Fail => "fail" }.into()));
 }
 
 const PORT: &str = "a port from \"0\" to \"65535\"";

@@ -76,12 +76,12 @@ fn what_is_unknown_is_reported_with_its_line_and_what_was_meant() {
 
 #[test]
 fn what_means_nothing_here_is_named_with_the_reason_unless_it_says_nothing() {
-    let text = "version = 4\n[cgroup]\npath = '/x'\n[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
+    let text = "version = 4\n[cgroup]\npath = '/x'\n[plugins.'io.containerd.nri.v1.nri']\ndefault_validator = {enable = true}\n\
                 [plugins.'io.containerd.snapshotter.v1.zfs']\nroot_path = ''\n";
     let (_, notices) = parse(text).unwrap();
     assert_eq!(notices.len(), 2, "{notices:?}");
     assert!(notices[0].starts_with("config.toml:2: `cgroup` has no effect here: "), "{notices:?}");
-    assert!(notices[1].contains("the node resource interface is not served"), "{notices:?}");
+    assert!(notices[1].contains("there is no validator but those that are plug-ins"), "{notices:?}");
 }
 
 #[test]
