@@ -36,7 +36,11 @@ pub(crate) fn config(lab: &Lab) -> String {
 
 impl<'l> Node<'l> {
     pub(crate) fn start(lab: &'l Lab) -> Node<'l> {
-        let daemon = Daemon::start_with(lab, gantry_integration::daemon::Peer::Gantry, &config(lab), &[]);
+        Node::start_with(lab, &config(lab))
+    }
+
+    pub(crate) fn start_with(lab: &'l Lab, config: &str) -> Node<'l> {
+        let daemon = Daemon::start_with(lab, gantry_integration::daemon::Peer::Gantry, config, &[]);
         Node { lab, daemon }
     }
 

@@ -41,6 +41,7 @@ import (
 	_ "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	_ "github.com/containerd/containerd/api/types/task"
 	_ "github.com/containerd/containerd/api/types/transfer"
+	_ "github.com/containerd/nri/pkg/api"
 	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -65,5 +66,5 @@ func main() {
 func wanted(file protoreflect.FileDescriptor) bool {
 	name := string(file.Package())
 	return strings.HasPrefix(name, "containerd.") || strings.HasPrefix(name, "io.containerd.") ||
-		name == "runtimeoptions.v1" || name == "runtime.v1" || file.Path() == "google/rpc/status.proto"
+		strings.HasPrefix(name, "nri.") || name == "runtimeoptions.v1" || name == "runtime.v1" || file.Path() == "google/rpc/status.proto"
 }

@@ -397,10 +397,10 @@ func (n *node) attaches(t transport) {
 
 func (n *node) forwards() {
 	n.Helper()
-	serve := []string{"sh", "-c", "nc -l -p 8099 -e sh -c 'read line; echo heard $line' >/dev/null 2>&1 &"}
+	server := "(while :; do nc -l -p 8099 -e sh -c 'read line; echo heard $line'; done) >/dev/null 2>&1 &"
+	_, _, err := n.runtime.ExecSync(n.ctx, n.container, []string{"sh", "-c", server}, 10*time.Second)
+	must(n, 0, err)
 	for _, tunnel := range []bool{false, true} {
-		_, _, err := n.runtime.ExecSync(n.ctx, n.container, serve, 10*time.Second)
-		must(n, 0, err)
 		answer, err := n.runtime.PortForward(n.ctx, &cri.PortForwardRequest{PodSandboxId: n.pod, Port: []int32{8099}})
 		target, err := url.Parse(must(n, answer, err).Url)
 		must(n, target, err)
