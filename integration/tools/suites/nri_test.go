@@ -287,7 +287,7 @@ func (k *kubelet) contradicts(pod string, first, second *watcher) {
 	judging := k.plug("30", "judge", judge)
 	first.adjust, second.adjust = set("FORBIDDEN", "1"), set("OTHER", "2")
 	_, err = k.tries(pod, "torn")
-	k.code(err, codes.Unknown, "FORBIDDEN is forbidden")
+	k.code(err, codes.FailedPrecondition, "FORBIDDEN is forbidden")
 	if owner := judge.seen.GetOwners().GetOwners(); len(owner) != 1 || len(judge.seen.GetPlugins()) != 2 {
 		k.Errorf("%v", judge.seen)
 	}

@@ -160,7 +160,9 @@ impl Shim {
     /// gone: its binary clears away what is left.
     pub async fn end_sandbox(&self) -> Cleanup {
         let request = wire::ShutdownSandboxRequest { sandbox_id: self.id().to_owned() };
-        if let Err(error) = self.sandbox().shutdown(request).await {
+        if !self.give_up_if_silent().await
+            && let Err(error) = self.sandbox().shutdown(request).await
+        {
             tracing::debug!(id = self.id(), %error, "sandbox does not shut down");
         }
         self.cleanup().await

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use gantry_ttrpc::pb::containerd::task::v3::{DeleteResponse, ShutdownRequest};
+use gantry_ttrpc::pb::containerd::task::v3::{ConnectRequest, DeleteResponse, ShutdownRequest};
 use gantry_types::Namespace;
 use prost::Message;
 
@@ -14,6 +14,8 @@ use crate::{Answer, Bundle, Calls, Config, Result, SandboxCalls};
 
 /// How long a shim that was told to end may take to hang up.
 const HANG_UP: Duration = Duration::from_secs(3);
+/// How long a shim may take to answer the simplest call, when something is to end.
+const SILENT: Duration = Duration::from_secs(3);
 
 /// A shim. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -96,6 +98,18 @@ impl Shim {
     /// Waits until the connection is gone.
     pub async fn closed(&self) {
         self.0.calls.client().closed().await;
+    }
+
+    /// Hangs up on a shim that does not answer the simplest call: it counts as lost then, and is cleaned up by who
+    /// watches over it. Whether it was so.
+    pub async fn give_up_if_silent(&self) -> bool {
+        let request = ConnectRequest { id: self.0.id.clone() };
+        let silent = tokio::time::timeout(SILENT, self.0.calls.connect(request)).await.is_err();
+        if silent {
+            tracing::warn!(id = self.0.id, limit = ?SILENT, "a shim does not answer and is given up");
+            self.0.calls.client().close();
+        }
+        silent
     }
 
     /// After the task was deleted: ends the shim (one that holds other tasks stays), hangs up, removes the bundle.

@@ -16,9 +16,8 @@ impl Cri {
     /// Takes up all containers.
     pub(crate) async fn restore_containers(&self) {
         let records = self.engine.containers.list(&self.scope, &Filter::default()).await.unwrap_or_default();
-        for record in records {
-            self.restore_container(record).await;
-        }
+        // All at once: a silent shim holds up none but its own container.
+        futures::future::join_all(records.into_iter().map(|record| self.restore_container(record))).await;
     }
 
     async fn restore_container(&self, of: Record) {
@@ -30,8 +29,12 @@ impl Cri {
         let Some((config, facts)) = record::read(&of) else { return };
         let Ok(pod) = self.pods.get(&of.sandbox_id) else {
             tracing::warn!(id, pod = of.sandbox_id, "a container of a pod that is gone is removed");
-            self.remove_task(&id).await;
-            return self.undo_container(&id, &of.snapshotter).await;
+            let cri = self.clone();
+            tokio::spawn(async move {
+                cri.remove_task(&id).await;
+                cri.undo_container(&id, &of.snapshotter).await;
+            });
+            return;
         };
         let name = container_name(&config, &pod);
         let container = Container::new(&id, &pod.id, config, facts, crate::nanoseconds(of.created));
@@ -40,14 +43,23 @@ impl Cri {
         self.follow_task(&container).await;
     }
 
+    /// Removes a container's task without holding up the start; the container has no other change meanwhile.
+    fn remove_task_later(&self, container: &Arc<Container>) {
+        let (cri, container) = (self.clone(), Arc::clone(container));
+        tokio::spawn(async move {
+            let _one = container.gate.lock().await;
+            cri.remove_task(&container.id).await;
+        });
+    }
+
     /// Learns from the task what became of a container.
     async fn follow_task(&self, container: &Arc<Container>) {
         let task = self.engine.tasks.get(&self.scope, &container.id, "").await;
         match (container.state(), task) {
-            (ContainerState::ContainerExited, Ok(_)) => self.remove_task(&container.id).await,
-            // The start was cut off: nobody was told of it.
+            // The second: the start was cut off, and nobody was told of it.
+            (ContainerState::ContainerExited, Ok(_)) => self.remove_task_later(container),
             (ContainerState::ContainerCreated, Ok(task)) if task.status == Status::Created => {
-                self.remove_task(&container.id).await;
+                self.remove_task_later(container);
             }
             (ContainerState::ContainerCreated, Err(_)) | (ContainerState::ContainerExited, Err(_)) => {}
             (state, Ok(task)) => {

@@ -117,6 +117,7 @@ impl Cri {
 
     /// Removes whatever task a container has; failures are told in the log.
     pub(super) async fn remove_task(&self, id: &str) {
+        self.engine.tasks.give_up_if_silent(&self.scope, id).await;
         let killed = self.engine.tasks.kill(&self.scope, id, "", 9, true).await;
         if killed.is_ok() {
             let waiting = self.engine.tasks.wait(&self.scope, id, "");

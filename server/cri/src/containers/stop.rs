@@ -36,7 +36,9 @@ impl Cri {
         }
         let operation =
             self.engine.ops.begin("container stop", container.id.clone(), Some(&self.scope.namespace), None);
-        if !grace.is_zero() {
+        operation.stage("looking whether the shim answers");
+        let given_up = self.engine.tasks.give_up_if_silent(&self.scope, &container.id).await;
+        if !grace.is_zero() && !given_up {
             operation.stage("waiting for the container to end by itself");
             self.signal(container, container.facts().stop_signal).await?;
             if self.ended(container, grace).await.is_ok() {

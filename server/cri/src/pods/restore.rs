@@ -1,20 +1,28 @@
 //! After a start: pods are taken up from their records, and what was half made or half removed is undone.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use futures::future::join_all;
 use gantry_engine::sandboxes::{READY, Sandbox};
-use gantry_types::Filter;
+use gantry_types::{ErrorKind, Filter, HasKind};
 
 use super::{Pod, SANDBOXER, record};
 use crate::Cri;
+
+/// How long the shim of a pod may take to say whether that is there.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long the start waits for pods to be undone that were not made to the end.
+const UNDOING: Duration = Duration::from_secs(5);
+/// What the command line of a process that holds namespaces begins with.
+const HOLDER: &[u8] = b"/pause";
 
 impl Cri {
     /// Takes up all pods and containers; what cannot be mended is named in the log.
     pub(crate) async fn restore(&self) {
         let records = self.engine.sandboxes.list(&self.scope, &Filter::default()).await.unwrap_or_default();
-        for record in records {
-            self.restore_pod(record).await;
-        }
+        // All at once: a silent shim holds up none but its own pod.
+        join_all(records.into_iter().map(|record| self.restore_pod(record))).await;
         self.clear_networks().await;
         self.restore_containers().await;
         self.clear_files().await;
@@ -25,20 +33,34 @@ impl Cri {
         let Some((config, facts)) = record::read(&record) else { return };
         if !facts.complete {
             tracing::warn!(id, "a pod that was not made to the end is removed");
-            return self.undo_pod(&id).await;
+            let cri = self.clone();
+            // What does not let go must not hold up the start.
+            let undoing = tokio::spawn(async move { cri.undo_pod(&id).await });
+            let _ = tokio::time::timeout(UNDOING, undoing).await;
+            return;
         }
         let created = crate::nanoseconds(record.created);
         let name = super::metadata_name(&config.metadata.clone().unwrap_or_default());
+        let ready = self.is_held(&id, facts.pid).await;
         let pod = Pod::new(&id, config, facts, created);
-        let ready = match self.engine.sandboxes.controller(SANDBOXER) {
-            Ok(controller) => controller.status(&self.scope, &id, false).await.is_ok_and(|s| s.state == READY),
-            Err(_) => false,
-        };
         pod.set_ready(ready);
         self.pods.insert(&pod);
         self.pod_names.occupy(&name, &id);
         if ready {
             self.watch_pod(&pod);
+        }
+    }
+
+    /// Whether what holds a pod's namespaces is there: by its shim's word, or by what is seen where that is silent.
+    async fn is_held(&self, id: &str, pid: u32) -> bool {
+        let Ok(controller) = self.engine.sandboxes.controller(SANDBOXER) else { return false };
+        match tokio::time::timeout(ANSWER, controller.status(&self.scope, id, false)).await {
+            Ok(Ok(status)) => status.state == READY,
+            Ok(Err(error)) if error.kind() != ErrorKind::DeadlineExceeded => false,
+            _ => {
+                tracing::warn!(id, "a pod's shim does not answer");
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(HOLDER))
+            }
         }
     }
 

@@ -38,6 +38,7 @@ impl Cri {
         self.disconnect(&pod.id).await?;
         operation.stage("ending the sandbox");
         let controller = self.engine.sandboxes.controller(SANDBOXER)?;
+        self.engine.tasks.give_up_if_silent(&self.scope, &pod.id).await;
         absent(controller.stop(&self.scope, &pod.id, None).await)?;
         // Who waits for its end may have told of it.
         let ended_now = pod.end();

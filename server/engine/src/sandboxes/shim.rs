@@ -274,13 +274,14 @@ impl SandboxController for ShimController {
 
 /// Finds the sandboxes again; what is not there any more has ended.
 pub(crate) async fn restore(tasks: &Tasks, repairs: &mut Repairs) {
+    let mut there = Vec::new();
     for RestoredSandbox { namespace, id, found } in tasks.shims.restore_sandboxes().await {
         let full = format!("sandbox {namespace}/{id}");
         match found {
             FoundSandbox::There(shim) => {
                 let record = tasks.core.db.sandboxes(&namespace).get(&id);
                 let visible = record.is_ok_and(|record| record.sandboxer == super::PODSANDBOX);
-                take_up(tasks, shim, visible).await;
+                there.push(take_up(tasks, shim, visible));
             }
             FoundSandbox::Gone(cleanup) => {
                 let held = Held::new(None);
@@ -291,6 +292,8 @@ pub(crate) async fn restore(tasks: &Tasks, repairs: &mut Repairs) {
             FoundSandbox::Leaked => repairs.note(full, "removed: it was not made whole"),
         }
     }
+    // All at once: a silent one holds up none but itself.
+    futures::future::join_all(there).await;
 }
 
 /// Takes a sandbox's shim in, and watches over it.

@@ -273,6 +273,15 @@ impl Tasks {
         Ok(states.into_iter().filter_map(Result::ok).collect())
     }
 
+    /// For a task, or a sandbox that shows among them, that is to end: if its shim does not answer, it is given up, and
+    /// the container killed and cleaned up without it; its end comes as that of a lost shim does. Whether it was so.
+    pub async fn give_up_if_silent(&self, scope: &Scope, container_id: &str) -> bool {
+        match self.task(scope, container_id) {
+            Ok(task) => task.shim.give_up_if_silent().await,
+            Err(_) => false,
+        }
+    }
+
     /// Sends a signal to the task, to an exec process, or (`all`) to every process of the container.
     ///
     /// # Errors
