@@ -9,6 +9,7 @@
 #![allow(missing_docs, clippy::expect_used)]
 
 mod api;
+mod cri;
 mod memory;
 mod pull;
 mod rows;
@@ -41,6 +42,7 @@ fn main() {
     section(&wanted, &mut table, api::ALL, api::Stores::new);
     section(&wanted, &mut table, runtime::ALL, runtime::Bundle::new);
     section(&wanted, &mut table, pull::ALL, pull::Pulls::new);
+    section(&wanted, &mut table, cri::ALL, cri::Pods::new);
     println!("{table}");
     println!("load average at the end: {}", load());
 }

@@ -22,7 +22,8 @@ struct Node {
 
 impl Node {
     fn new() -> Node {
-        Node::with(|_| String::new())
+        // The machine may have networks of its own configured.
+        Node::with(cri_node::config)
     }
 
     /// With a configuration of its own for the daemon.

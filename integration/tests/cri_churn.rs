@@ -15,7 +15,7 @@ use crate::cri_node::Node;
 /// How many pods, when nobody says; how many at once; how often the daemon is killed, in milliseconds.
 const PODS: &str = "60";
 const GROUP: &str = "20";
-const KILL_EVERY: &str = "5000";
+const KILL_EVERY: &str = "10000";
 /// Every so often a shim is stopped.
 const STOP_EVERY: Duration = Duration::from_millis(1500);
 /// How long all of it may take.

@@ -8,6 +8,7 @@ mod config;
 mod crash;
 mod cri;
 mod cri_churn;
+mod cri_images;
 mod cri_network;
 mod cri_node;
 mod cri_nri;

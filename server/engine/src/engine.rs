@@ -123,8 +123,13 @@ impl Engine {
         // Events that waited in the shims come while the tasks are found again.
         tokio::spawn(take_in(engine.tasks.clone(), reports, core.stop.clone()));
         crate::tasks::pipes::clear(&engine.core.config.state);
-        let tasks = restore_tasks(&engine.tasks, &mut repairs).await;
-        crate::sandboxes::restore(&engine.tasks, &mut repairs).await;
+        // Silent shims of both kinds are waited for at once.
+        let mut others = Repairs(Vec::new());
+        let (tasks, ()) = tokio::join!(
+            restore_tasks(&engine.tasks, &mut repairs),
+            crate::sandboxes::restore(&engine.tasks, &mut others)
+        );
+        repairs.0.extend(others.0);
         for (name, visible) in [(SHIM, false), (PODSANDBOX, true)] {
             engine.sandboxes.register(name, Arc::new(ShimController::new(&engine.tasks, visible)));
         }

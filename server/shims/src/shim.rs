@@ -15,7 +15,7 @@ use crate::{Answer, Bundle, Calls, Config, Result, SandboxCalls};
 /// How long a shim that was told to end may take to hang up.
 const HANG_UP: Duration = Duration::from_secs(3);
 /// How long a shim may take to answer the simplest call, when something is to end.
-const SILENT: Duration = Duration::from_secs(3);
+const SILENT: Duration = Duration::from_secs(2);
 
 /// A shim. Clones are the same one.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! After a start: containers are taken up from their records, and what ended meanwhile is recorded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_api::pb::runtime::v1::ContainerState;
 use gantry_engine::containers::Container as Record;
@@ -11,6 +12,9 @@ use super::create::container_name;
 use super::exit::unknown_exit;
 use super::{Container, record};
 use crate::{Cri, now};
+
+/// How long the shim of a container may take to say what became of it.
+const ANSWER: Duration = Duration::from_secs(1);
 
 impl Cri {
     /// Takes up all containers.
@@ -43,6 +47,23 @@ impl Cri {
         self.follow_task(&container).await;
     }
 
+    /// Takes up a container of which the shim does not answer.
+    fn follow_silent(&self, container: &Arc<Container>) {
+        tracing::warn!(id = container.id, "a container's shim does not answer");
+        match container.state() {
+            ContainerState::ContainerRunning | ContainerState::ContainerUnknown => {
+                let pid = self.engine.tasks.pid_of(&self.scope, &container.id).unwrap_or_default();
+                container.facts.send_modify(|facts| {
+                    facts.pid = pid;
+                    facts.unknown = true;
+                });
+                self.watch_container(container);
+            }
+            // It has no task that counts.
+            _ => self.remove_task_later(container),
+        }
+    }
+
     /// Removes a container's task without holding up the start; the container has no other change meanwhile.
     fn remove_task_later(&self, container: &Arc<Container>) {
         let (cri, container) = (self.clone(), Arc::clone(container));
@@ -54,7 +75,8 @@ impl Cri {
 
     /// Learns from the task what became of a container.
     async fn follow_task(&self, container: &Arc<Container>) {
-        let task = self.engine.tasks.get(&self.scope, &container.id, "").await;
+        let asking = tokio::time::timeout(ANSWER, self.engine.tasks.get(&self.scope, &container.id, ""));
+        let Ok(task) = asking.await else { return self.follow_silent(container) };
         match (container.state(), task) {
             // The second: the start was cut off, and nobody was told of it.
             (ContainerState::ContainerExited, Ok(_)) => self.remove_task_later(container),

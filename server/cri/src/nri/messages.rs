@@ -121,7 +121,7 @@ pub(super) fn limits(of: &wire::LinuxContainerResources) -> api::LinuxResources 
 
 /// Limits that plug-ins want, as Kubernetes has them: as far as it has words for them.
 pub(crate) fn asked(of: &api::LinuxResources, oom_score_adj: i64) -> wire::LinuxContainerResources {
-    let (memory, cpu) = (of.memory.clone().unwrap_or_default(), of.cpu.clone().unwrap_or_default());
+    let (memory, cpu) = (of.memory.unwrap_or_default(), of.cpu.clone().unwrap_or_default());
     let signed = |value: Option<api::OptionalInt64>| value.map(|v| v.value).unwrap_or_default();
     let unsigned = |value: Option<api::OptionalUInt64>| {
         value.map(|v| i64::try_from(v.value).unwrap_or(i64::MAX)).unwrap_or_default()

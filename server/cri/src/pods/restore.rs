@@ -11,7 +11,7 @@ use super::{Pod, SANDBOXER, record};
 use crate::Cri;
 
 /// How long the shim of a pod may take to say whether that is there.
-const ANSWER: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long the start waits for pods to be undone that were not made to the end.
 const UNDOING: Duration = Duration::from_secs(5);
 /// What the command line of a process that holds namespaces begins with.

@@ -19,6 +19,9 @@ use crate::restore::Repairs;
 use crate::tasks::{Metric, Task, TaskKey, Tasks, any, mapped_root, mount_to_wire, time_of};
 use crate::{Error, Result};
 
+/// How long the number of a sandbox's process is waited for: nothing but what is shown depends on it.
+const ASKING: Duration = Duration::from_secs(1);
+
 /// The sandboxes of all namespaces that have, or had, a shim.
 #[derive(Clone, Default)]
 pub(crate) struct SandboxShims(Arc<Mutex<HashMap<TaskKey, Arc<Held>>>>);
@@ -302,8 +305,9 @@ async fn take_up(tasks: &Tasks, shim: Shim, visible: bool) {
     let held = Held::new(Some(shim.clone()));
     tasks.sandboxes.insert(key.clone(), &held);
     if visible {
-        let status = shim.sandbox().status(status_request(&key.1, false)).await;
-        tasks.show_sandbox(&key, Task::of_sandbox(shim.clone()), status.map_or(0, |status| status.pid));
+        let asking = tokio::time::timeout(ASKING, async { shim.sandbox().status(status_request(&key.1, false)).await });
+        let pid = asking.await.ok().and_then(|answer| answer.ok()).map_or(0, |status| status.pid);
+        tasks.show_sandbox(&key, Task::of_sandbox(shim.clone()), pid);
     }
     let tasks = tasks.clone();
     tokio::spawn(async move {
