@@ -157,15 +157,17 @@ impl Bundle {
     /// # Errors
     /// [`Error::Mount`], [`Error::Io`].
     pub(crate) fn remove(&self) -> Result<()> {
-        if self.path.exists() {
-            // Never delete through a mount that could not be taken away.
-            gantry_mount::unmount_recursive(&self.rootfs(), Unmount::LAZY)?;
-            let doomed = self.doomed();
-            clear(&doomed)?;
-            fs::rename(&self.path, &doomed).map_err(Error::io("rename", &self.path))?;
-            clear(&doomed)?;
+        if !self.path.exists() {
+            return clear(&self.work);
         }
-        clear(&self.work)
+        // Never delete through a mount that could not be taken away.
+        gantry_mount::unmount_recursive(&self.rootfs(), Unmount::LAZY)?;
+        // The bundle is what the next start finds: it goes last.
+        clear(&self.work)?;
+        let doomed = self.doomed();
+        clear(&doomed)?;
+        fs::rename(&self.path, &doomed).map_err(Error::io("rename", &self.path))?;
+        clear(&doomed)
     }
 
     fn doomed(&self) -> PathBuf {

@@ -126,8 +126,9 @@ impl Shims {
 
     /// The daemon died before the shim's address was noted: there may be a shim all the same.
     pub(crate) async fn discard(&self, namespace: &Namespace, id: &str, bundle: Bundle) -> Found {
-        // The shim notes where it listens; one that has not come so far ends by itself.
-        if bundle.path().join("config.json").exists() || bundle.path().join("address").exists() {
+        // A start that goes on meanwhile notes where its shim listens, or finds no bundle and ends it.
+        let signs = ["config.json", "address", "shim.pid"];
+        if signs.iter().any(|sign| bundle.path().join(sign).exists()) {
             self.delete_verb(namespace, id, &bundle).await;
         }
         take_away(bundle).await;

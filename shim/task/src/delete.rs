@@ -21,9 +21,13 @@ const KILLED: u32 = 128 + 9;
 /// What could not be removed; the daemon may try again.
 pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     let bundle = Bundle::new(directory(args)?);
-    if let Some(socket) = bundle.socket() {
-        stale::end_if_silent(&bundle, &socket);
-        stale::ask_to_end(&socket);
+    match bundle.socket() {
+        Some(socket) => {
+            stale::end_if_silent(&bundle, &socket);
+            stale::ask_to_end(&socket);
+        }
+        // Its start did not come to an end, so nobody was told where it listens.
+        None => stale::end(&bundle),
     }
     let stored = bundle.exit();
     match bundle.record() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ use crate::{Error, log, sys};
 pub const LISTENER_FD: i32 = 3;
 /// How long the last events and answers may take to go out once the shim is asked to end.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How often a shim that holds nothing looks whether its bundle is still there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves until asked to end.
 ///
@@ -53,6 +56,8 @@ struct Server {
     next_peer: u32,
     supervisor: Supervisor,
     ending: Option<Instant>,
+    /// When to look for the bundle, while nothing is held.
+    look: Instant,
 }
 
 impl Server {
@@ -65,21 +70,37 @@ impl Server {
         let address = address.map(|address| Address::of_path(&address));
         let publisher = Publisher::new(Rc::clone(&poller), args.namespace.clone(), address);
         let supervisor = Supervisor::new(Rc::clone(&poller), args.namespace.clone(), publisher);
-        Ok(Server { poller, listener, signals, peers: BTreeMap::new(), next_peer: 0, supervisor, ending: None })
+        let look = Instant::now() + LOOK;
+        Ok(Server { poller, listener, signals, peers: BTreeMap::new(), next_peer: 0, supervisor, ending: None, look })
     }
 
     fn run(&mut self) -> Result<(), Error> {
         let mut ready = Vec::new();
         while !self.may_end() {
-            let deadline = [self.supervisor.deadline(), self.ending].into_iter().flatten().min();
+            let look = self.supervisor.holds_nothing().then_some(self.look);
+            let deadline = [self.supervisor.deadline(), self.ending, look].into_iter().flatten().min();
             self.poller.wait(deadline, &mut ready)?;
             for event in ready.drain(..) {
                 self.dispatch(event);
             }
             self.supervisor.tick(Instant::now());
             self.deliver_waited();
+            self.look_for_bundle();
         }
         Ok(())
+    }
+
+    /// Whoever wanted this shim may have died, and its successor cleared away a start of which it knew nothing: then
+    /// nobody will ever ask the shim to end.
+    fn look_for_bundle(&mut self) {
+        if !self.supervisor.holds_nothing() || Instant::now() < self.look {
+            return;
+        }
+        self.look = Instant::now() + LOOK;
+        // The shim works in its bundle; a directory that was removed has no names left.
+        if std::fs::metadata(".").is_ok_and(|bundle| bundle.nlink() == 0) {
+            self.supervisor.shutdown();
+        }
     }
 
     fn dispatch(&mut self, event: Ready) {

@@ -53,6 +53,13 @@ impl Identity {
     }
 }
 
+/// Kills the bundle's shim if it lives.
+pub fn end(bundle: &Bundle) {
+    if let Some(shim) = bundle.shim().filter(|shim| shim.is_alive()) {
+        shim.end(PATIENCE);
+    }
+}
+
 /// Kills the bundle's shim if it lives and is silent. One that answers, or serves another container too, is left alone.
 pub fn end_if_silent(bundle: &Bundle, socket: &Path) {
     let Some(shim) = bundle.shim().filter(|shim| shim.is_alive()) else { return };

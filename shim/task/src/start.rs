@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
 use nix::fcntl::{Flock, FlockArg};
@@ -25,6 +26,8 @@ const MAX_STDIN: u64 = 4 << 20;
 const MAX_CONFIG: u64 = 16 << 20;
 /// The highest `oom_score_adj`.
 const MAX_OOM_SCORE: i32 = 1000;
+/// How long a killed shim may take to end.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Starts a serving shim for the bundle in the current directory, or finds the one of its group. Returns what to print.
 ///
@@ -42,22 +45,29 @@ pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     if let Some(options) = bootstrap.runc_options().filter(|options| *options != Options::default()) {
         bundle.write_options(&options)?;
     }
-    if !is_alive(&socket) {
+    if is_alive(&socket) {
+        bundle.write_address(&socket)?;
+    } else {
         serve(args, &bootstrap, &bundle, &socket)?;
     }
-    bundle.write_address(&socket)?;
     Ok(bootstrap.answer(&socket))
 }
 
 fn serve(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path) -> Result<(), Error> {
     let listener = listen(socket)?;
     let spawned = spawn(args, bootstrap, bundle, socket, &listener);
-    match spawned {
+    let noted = spawned.and_then(|pid| {
+        prefer_for_oom(pid);
+        let shim = stale::Identity::of(pid);
+        let noted = shim.map_or(Ok(()), |shim| bundle.write_shim(shim)).and_then(|()| bundle.write_address(socket));
+        // The bundle may have been cleared away meanwhile: then nobody waits for this shim.
+        if let (Some(shim), Err(_)) = (shim, &noted) {
+            shim.end(ENDING);
+        }
+        noted.map(|()| pid)
+    });
+    match noted {
         Ok(pid) => {
-            prefer_for_oom(pid);
-            if let Some(shim) = stale::Identity::of(pid) {
-                bundle.write_shim(shim)?;
-            }
             if let Some(options) = bootstrap.runc_options()
                 && !options.shim_cgroup.is_empty()
             {

@@ -350,6 +350,11 @@ impl Supervisor {
         self.shutting_down = self.entries.is_empty();
     }
 
+    /// Whether there is neither task nor sandbox.
+    pub fn holds_nothing(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Whether the shim may end now.
     pub fn is_shutting_down(&self) -> bool {
         self.shutting_down
