@@ -120,7 +120,14 @@ impl Inner {
     fn mounts(&self, chain: &Chain) -> Result<Vec<Mount>, Error> {
         let shown = if has_directory(chain) { Some(&chain.id) } else { chain.parents.first() };
         let path = self.subvolume(shown.copied().unwrap_or(chain.id));
-        let id = btrfs::id(&path).map_err(Error::io("find the number of", &path))?;
+        let id = btrfs::id(&path).map_err(|error| {
+            // Another call may have removed it since it was found.
+            let now = self.store.chain(&chain.node.name);
+            match now.is_ok_and(|now| now.id == chain.id) {
+                true => Error::io("find the number of", &path)(error),
+                false => Error::NotFound { key: chain.node.name.clone() },
+            }
+        })?;
         let mut options = vec![format!("subvolid={id}")];
         if chain.node.kind != Kind::Active {
             options.push("ro".into());

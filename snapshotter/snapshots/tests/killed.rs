@@ -19,8 +19,8 @@ fn open(root: &Path) -> Overlay {
 }
 
 fn say(word: &str, name: &str) {
-    let mut out = std::io::stderr().lock();
-    writeln!(out, "{word} {name}").unwrap();
+    // In one piece: a line that is cut off says nothing.
+    std::io::stderr().lock().write_all(format!("{word} {name}\n").as_bytes()).unwrap();
 }
 
 /// The process that is killed: says what it is about to do (`?`) and what has happened (`+`, `-`).
