@@ -13,9 +13,9 @@ use nix::unistd::Pid;
 use crate::cri_node::Node;
 
 /// How many pods, when nobody says; how many at once; how often the daemon is killed, in milliseconds.
-const PODS: &str = "60";
-const GROUP: &str = "20";
-const KILL_EVERY: &str = "4000";
+const PODS: &str = "200";
+const GROUP: &str = "50";
+const KILL_EVERY: &str = "8000";
 /// Every so often a shim is stopped.
 const STOP_EVERY: Duration = Duration::from_millis(1500);
 /// How long all of it may take.
