@@ -120,8 +120,12 @@ impl Shim {
         // The shim of a sandbox ends with that.
         if !self.0.bundle.is_in_sandbox() {
             self.shut_down(false).await;
-            // One that serves others keeps the connection; its own end is not ours to wait for.
-            let _ = tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await;
+            // One that serves others keeps the connection, and so does one that was stopped meanwhile: its binary, which
+            // needs the bundle for it, tells them apart and ends the latter.
+            if tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await.is_err() {
+                let Inner { config, namespace, id, binary, bundle, .. } = &*self.0;
+                run_delete(config, namespace, id, binary, bundle).await;
+            }
         }
         self.0.calls.client().close();
         self.remove_bundle().await

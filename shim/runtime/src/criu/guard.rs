@@ -94,7 +94,10 @@ pub(super) fn place(pid: i32, runner: i32, spec: &Spec) -> Result<()> {
     for task in tasks(pid) {
         for (kind, file) in KINDS {
             let Some(entry) = spec.namespace(kind) else { continue };
-            let is = namespace(task, file)?;
+            let is = match namespace(task, file) {
+                Err(_) if task != pid && has_ended(task) => break,
+                is => is?,
+            };
             let right = if entry.path.as_os_str().is_empty() {
                 is != namespace(std::process::id() as i32, file)? && is != namespace(runner, file)?
             } else {
@@ -187,7 +190,10 @@ pub(super) fn rights(pid: i32, process: &Process, filtered: bool) -> Result<()> 
     let most = sets.bounding | sets.permitted | sets.inheritable;
     for task in tasks(pid) {
         let path = format!("/proc/{task}/status");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::file("read", &path, source))?;
+        let text = match std::fs::read_to_string(&path) {
+            Err(_) if task != pid && has_ended(task) => continue,
+            text => text.map_err(|source| Error::file("read", &path, source))?,
+        };
         if let Some(reason) = excess(&text, most, filtered) {
             return Err(Error::Criu { command: "restore", reason: format!("a process of the images {reason}") });
         }
@@ -208,6 +214,14 @@ fn excess(status: &str, most: u64, filtered: bool) -> Option<String> {
         return Some("lacks a seccomp filter".to_owned());
     }
     None
+}
+
+/// Whether a process runs no more, reaped or not: then it is in no namespace, and does nothing.
+fn has_ended(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in field 2 may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').next());
+    matches!(state, None | Some("Z" | "X"))
 }
 
 /// A process and all that descend from it.
@@ -263,6 +277,18 @@ mod tests {
         ] {
             assert_eq!(foreign_mount(&format!("{root}{bad}"), &spec()), Some(bad));
         }
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_told_from_one_that_runs() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        while !has_ended(pid) {
+            std::thread::yield_now();
+        }
+        assert!(namespace(pid, "mnt").is_err(), "a zombie has no namespace");
+        child.wait().unwrap();
+        assert!(!has_ended(std::process::id() as i32));
     }
 
     #[test]
