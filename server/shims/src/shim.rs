@@ -119,10 +119,13 @@ impl Shim {
     pub async fn retire(&self) -> Result<()> {
         // The shim of a sandbox ends with that.
         if !self.0.bundle.is_in_sandbox() {
+            // Given up by us, or gone.
+            let was_closed = self.0.calls.client().is_closed();
             self.shut_down(false).await;
             // One that serves others keeps the connection, and so does one that was stopped meanwhile: its binary, which
             // needs the bundle for it, tells them apart and ends the latter.
-            if tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await.is_err() {
+            let hung_up = tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await;
+            if was_closed || hung_up.is_err() {
                 let Inner { config, namespace, id, binary, bundle, .. } = &*self.0;
                 run_delete(config, namespace, id, binary, bundle).await;
             }
