@@ -15,7 +15,7 @@ use crate::cri_node::Node;
 /// How many pods, when nobody says; how many at once; how often the daemon is killed, in milliseconds.
 const PODS: &str = "100";
 const GROUP: &str = "50";
-const KILL_EVERY: &str = "4000";
+const KILL_EVERY: &str = "6000";
 /// Every so often a shim is stopped.
 const STOP_EVERY: Duration = Duration::from_millis(1500);
 /// How long all of it may take.
