@@ -13,7 +13,7 @@ use crate::log::LogReader;
 use crate::{Answer, Bundle, Calls, Config, Result, SandboxCalls};
 
 /// How long a shim that was told to end may take to hang up.
-const HANG_UP: Duration = Duration::from_secs(3);
+const HANG_UP: Duration = Duration::from_millis(200);
 /// How long a shim may take to answer the simplest call, when something is to end.
 const SILENT: Duration = Duration::from_secs(2);
 
@@ -119,15 +119,14 @@ impl Shim {
     pub async fn retire(&self) -> Result<()> {
         // The shim of a sandbox ends with that.
         if !self.0.bundle.is_in_sandbox() {
-            // Given up by us, or gone.
-            let was_closed = self.0.calls.client().is_closed();
-            self.shut_down(false).await;
-            // One that serves others keeps the connection, and so does one that was stopped meanwhile: its binary, which
-            // needs the bundle for it, tells them apart and ends the latter.
-            let hung_up = tokio::time::timeout(HANG_UP.min(Duration::from_millis(200)), self.closed()).await;
-            if was_closed || hung_up.is_err() {
-                let Inner { config, namespace, id, binary, bundle, .. } = &*self.0;
-                run_delete(config, namespace, id, binary, bundle).await;
+            // One that serves others keeps the connection, and so does one that was stopped meanwhile; one that was given up
+            // has none. The binary, which needs the bundle for it, tells them apart and ends who does not answer.
+            let ended = !self.0.calls.client().is_closed() && {
+                self.shut_down(false).await;
+                tokio::time::timeout(HANG_UP, self.closed()).await.is_ok()
+            };
+            if !ended {
+                self.delete_verb().await;
             }
         }
         self.0.calls.client().close();
@@ -142,11 +141,16 @@ impl Shim {
             self.shut_down(true).await;
         }
         self.0.calls.client().close();
-        let cleanup = run_delete(&self.0.config, &self.0.namespace, &self.0.id, &self.0.binary, &self.0.bundle).await;
+        let cleanup = self.delete_verb().await;
         if let Err(error) = self.remove_bundle().await {
             tracing::warn!(id = self.0.id, %error, "bundle of a lost shim stays");
         }
         cleanup
+    }
+
+    async fn delete_verb(&self) -> Cleanup {
+        let Inner { config, namespace, id, binary, bundle, .. } = &*self.0;
+        run_delete(config, namespace, id, binary, bundle).await
     }
 
     async fn shut_down(&self, now: bool) {

@@ -218,10 +218,7 @@ fn excess(status: &str, most: u64, filtered: bool) -> Option<String> {
 
 /// Whether a process runs no more, reaped or not: then it is in no namespace, and does nothing.
 fn has_ended(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in field 2 may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').next());
-    matches!(state, None | Some("Z" | "X"))
+    crate::state::start_time(pid).is_none_or(|(_, zombie)| zombie)
 }
 
 /// A process and all that descend from it.
