@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use gantry_cri::streaming::{Attach, Backend, Config, Duplex, Exec, Failure, Io, Server, forward};
@@ -139,11 +140,25 @@ pub fn client() -> Command {
 
 /// Runs the client with a file as its input and another for its output; what it says and how it ended.
 pub async fn run(args: Vec<String>, input: Option<PathBuf>, output: Option<PathBuf>) -> Output {
-    let mut command = client();
-    command.args(args).stderr(Stdio::piped());
-    command.stdin(input.map_or_else(Stdio::null, |path| std::fs::File::open(path).unwrap().into()));
+    let input = input.map_or_else(Stdio::null, |path| std::fs::File::open(path).unwrap().into());
+    run_with(args, input, output).await
+}
+
+/// Runs the client with an input that says nothing and does not end before the client does.
+pub async fn run_silent(args: Vec<String>) -> Output {
+    let (input, _open) = std::io::pipe().unwrap();
+    run_with(args, input.into(), None).await
+}
+
+/// How long a client may take: far more than any of them needs, so that a hang is a failure with a name.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+async fn run_with(args: Vec<String>, input: Stdio, output: Option<PathBuf>) -> Output {
+    let mut command = tokio::process::Command::from(client());
+    command.args(&args).stdin(input).stderr(Stdio::piped()).kill_on_drop(true);
     command.stdout(output.map_or_else(Stdio::piped, |path| std::fs::File::create(path).unwrap().into()));
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    let ended = tokio::time::timeout(DEADLINE, command.output()).await;
+    ended.unwrap_or_else(|_| panic!("still running after {DEADLINE:?}: {args:?}")).unwrap()
 }
 
 pub fn words(words: &[&str]) -> Vec<String> {
