@@ -157,7 +157,7 @@ async fn run_with(args: Vec<String>, input: Stdio, output: Option<PathBuf>) -> O
     let mut command = tokio::process::Command::from(client());
     command.args(&args).stdin(input).stderr(Stdio::piped()).kill_on_drop(true);
     command.stdout(output.map_or_else(Stdio::piped, |path| std::fs::File::create(path).unwrap().into()));
-    let ended = tokio::time::timeout(DEADLINE, command.output()).await;
+    let ended = tokio::time::timeout(DEADLINE, command.spawn().unwrap().wait_with_output()).await;
     ended.unwrap_or_else(|_| panic!("still running after {DEADLINE:?}: {args:?}")).unwrap()
 }
 
