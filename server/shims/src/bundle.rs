@@ -77,6 +77,11 @@ impl Bundle {
         self.path.join("rootfs")
     }
 
+    /// The task's directory on the disk, below ROOT; it goes with the bundle.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
     /// Where the shim's log comes from.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join(LOG)

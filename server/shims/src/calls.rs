@@ -61,6 +61,8 @@ impl Calls {
         create = "Create"(CreateTaskRequest) -> wire::CreateTaskResponse, create;
         /// Starts a process.
         start = "Start"(StartRequest) -> wire::StartResponse, change;
+        /// Starts a task that is restored, which may move bytes.
+        restore = "Start"(StartRequest) -> wire::StartResponse, create;
         /// Forgets an ended process.
         delete = "Delete"(DeleteRequest) -> wire::DeleteResponse, change;
         /// All process ids in the container.

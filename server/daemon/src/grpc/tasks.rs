@@ -1,5 +1,7 @@
 //! `containerd.services.tasks.v1`.
 
+use std::path::PathBuf;
+
 use gantry_api::convert::{
     any_from_wire, any_to_wire, descriptor_from_wire, descriptor_to_wire, mounts_from_wire, time_to_wire,
 };
@@ -7,7 +9,8 @@ use gantry_api::pb::containerd::services::tasks::v1 as wire;
 use gantry_api::pb::containerd::services::tasks::v1::tasks_server::Tasks;
 use gantry_api::pb::containerd::types;
 use gantry_api::pb::containerd::v1::types as task;
-use gantry_engine::tasks::{Create, Exec, Exit, Metric, Process, ProcessInfo, Status};
+use gantry_engine::tasks::{Checkpoint, Create, Exec, Exit, Metric, Process, ProcessInfo, Status};
+use gantry_types::Scope;
 use prost_types::Timestamp;
 use tonic::{Request, Response, async_trait};
 
@@ -24,7 +27,11 @@ impl Tasks for Services {
         let scope = scope::of(&request)?;
         let wanted = create_from_wire(request.into_inner())?;
         let container_id = wanted.container_id.clone();
-        let pid = self.engine.tasks.create(&scope, wanted).await.map_err(status::of)?;
+        let runs_at_once = matches!(wanted.checkpoint, Some(Checkpoint::Directory { .. }));
+        let mut pid = self.engine.tasks.create(&scope, wanted).await.map_err(status::of)?;
+        if runs_at_once {
+            pid = self.restored(&scope, &container_id).await.map_err(status::of)?;
+        }
         Ok(Response::new(wire::CreateTaskResponse { container_id, pid }))
     }
 
@@ -131,7 +138,7 @@ impl Tasks for Services {
         let scope = scope::of(&request)?;
         let r = request.into_inner();
         let options = r.options.map(any_from_wire);
-        let stored = self.engine.tasks.checkpoint(&scope, &r.container_id, None, options).await.map_err(status::of)?;
+        let stored = self.engine.tasks.checkpoint(&scope, &r.container_id, options).await.map_err(status::of)?;
         let descriptors = stored.iter().map(descriptor_to_wire).collect();
         Ok(Response::new(wire::CheckpointTaskResponse { descriptors }))
     }
@@ -168,12 +175,36 @@ fn create_from_wire(r: wire::CreateTaskRequest) -> Result<Create, tonic::Status>
         stdout: r.stdout,
         stderr: r.stderr,
         terminal: r.terminal,
-        checkpoint: r.checkpoint.map(descriptor_from_wire).transpose().map_err(status::of)?,
+        checkpoint: r.checkpoint.map(checkpoint_from_wire).transpose()?,
         options: r.options.map(any_from_wire),
         runtime_path: r.runtime_path,
         task_api_address: r.task_api_address,
         task_api_version: r.task_api_version,
     })
+}
+
+impl Services {
+    /// Starts a task that was made from a directory, or removes it.
+    async fn restored(&self, scope: &Scope, id: &str) -> gantry_engine::Result<u32> {
+        let started = self.engine.tasks.start(scope, id, "").await;
+        if let (Err(_), Err(error)) = (&started, self.engine.tasks.delete(scope, id).await) {
+            tracing::warn!(id, %error, "a task that could not be restored stays");
+        }
+        started
+    }
+}
+
+/// With this annotation containerd's clients name a directory instead of a blob; the task runs at once then.
+const RESTORE_FROM_PATH: &str = "RestoreFromPath";
+/// Changes of the root file system, beside that directory.
+const CHANGES: &str = "rootfs-diff.tar";
+
+fn checkpoint_from_wire(descriptor: types::Descriptor) -> Result<Checkpoint, tonic::Status> {
+    let Some(images) = descriptor.annotations.get(RESTORE_FROM_PATH).map(PathBuf::from) else {
+        return descriptor_from_wire(descriptor).map(Checkpoint::Archive).map_err(status::of);
+    };
+    let changes = images.parent().map(|parent| parent.join(CHANGES)).filter(|changes| changes.exists());
+    Ok(Checkpoint::Directory { images, changes })
 }
 
 fn deleted(id: String, exit: Exit) -> wire::DeleteResponse {

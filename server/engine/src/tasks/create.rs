@@ -11,6 +11,7 @@ use gantry_types::{Any, ErrorKind, HasKind, Mount, Scope};
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use super::checkpoint::{ARCHIVE, Checkpoint};
 use super::monitor::name;
 use super::table::{Entry, Outcome, Task, TaskKey};
 use super::{Create, Tasks};
@@ -73,11 +74,14 @@ impl Tasks {
     async fn make_task(&self, scope: &Scope, container: &Container, create: &Create) -> Result<(Arc<Task>, u32)> {
         let id = container.id.as_str();
         let operation = self.core.ops.begin("task create", id, Some(&scope.namespace), scope.deadline);
-        if create.checkpoint.is_some() {
-            return Err(Error::Unimplemented("restoring a task from a checkpoint"));
+        if let Some(Checkpoint::Archive(archive)) = &create.checkpoint
+            && archive.media_type != ARCHIVE
+        {
+            return Err(Error::invalid("checkpoint", format!("media type {:?} is not {ARCHIVE}", archive.media_type)));
         }
         operation.stage("asking the snapshotter for the root file system");
         let rootfs = self.rootfs(scope, container, create).await?;
+        self.apply_changes(create, &rootfs).await?;
         operation.stage("starting the shim");
         fail::fail_point!("task::before-shim");
         let shim = self.launch(scope, container, create).await?;
@@ -88,7 +92,7 @@ impl Tasks {
         let created = match mounts.for_container(scope, id, rootfs).await {
             Ok((rootfs, made)) => {
                 mounted = made;
-                self.create_in(&shim, create, rootfs, options_of(container, create)).await
+                self.create_in(scope, &shim, create, (rootfs, options_of(container, create))).await
             }
             Err(error) => Err(error),
         };
@@ -153,7 +157,13 @@ impl Tasks {
         Ok(answer.filter(|answer| !answer.is_ours() && answer.version >= KNOWS_SANDBOXES))
     }
 
-    async fn create_in(&self, shim: &Shim, create: &Create, rootfs: Vec<Mount>, options: Option<&Any>) -> Result<u32> {
+    async fn create_in(
+        &self,
+        scope: &Scope,
+        shim: &Shim,
+        create: &Create,
+        (rootfs, options): (Vec<Mount>, Option<&Any>),
+    ) -> Result<u32> {
         let request = CreateTaskRequest {
             id: shim.id().to_owned(),
             bundle: shim.bundle().path().to_string_lossy().into_owned(),
@@ -162,7 +172,7 @@ impl Tasks {
             stdin: create.stdin.clone(),
             stdout: create.stdout.clone(),
             stderr: create.stderr.clone(),
-            checkpoint: String::new(),
+            checkpoint: self.images(scope, shim, create).await?,
             parent_checkpoint: String::new(),
             options: options.map(any),
         };

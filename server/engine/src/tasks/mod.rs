@@ -1,6 +1,7 @@
 //! Tasks: the processes of containers, each held by its shim. The shim is the truth; what is kept here is which shims
 //! there are, and how processes ended.
 
+mod checkpoint;
 mod create;
 mod exits;
 mod monitor;
@@ -17,7 +18,7 @@ use futures::future::join_all;
 use gantry_shims::Shims;
 use gantry_ttrpc::pb::containerd::task::v3 as wire;
 use gantry_ttrpc::pb::containerd::v1::types::Status as WireStatus;
-use gantry_types::{Any, Descriptor, ErrorKind, Fields, Filter, HasKind, Id, Mount, Scope};
+use gantry_types::{Any, ErrorKind, Fields, Filter, HasKind, Id, Mount, Scope};
 
 use crate::core::Core;
 use crate::mounts::Mounts;
@@ -25,6 +26,7 @@ use crate::sandboxes::SandboxShims;
 use crate::snapshots::Snapshots;
 use crate::{Error, Result};
 
+pub use checkpoint::{ARCHIVE as CHECKPOINT_ARCHIVE, CONFIG as CHECKPOINT_CONFIG, Checkpoint};
 pub(crate) use create::{any, mapped_root, mount as mount_to_wire};
 use exits::Exits;
 pub(crate) use exits::time_of;
@@ -66,8 +68,8 @@ pub struct Create {
     pub stderr: String,
     /// A terminal instead of pipes.
     pub terminal: bool,
-    /// Checkpoint to restore from.
-    pub checkpoint: Option<Descriptor>,
+    /// What it is restored from, once it is started.
+    pub checkpoint: Option<Checkpoint>,
     /// Options for the runtime, instead of the container's.
     pub options: Option<Any>,
     /// Absolute path of a shim, instead of the container's runtime name.
@@ -190,8 +192,11 @@ impl Tasks {
         let task = self.task(scope, container_id)?;
         let entry = task.process(exec_id);
         self.watch_process(&task, exec_id);
-        let pid =
-            task.shim.calls().start(wire::StartRequest { id: container_id.into(), exec_id: exec_id.into() }).await?.pid;
+        let request = wire::StartRequest { id: container_id.into(), exec_id: exec_id.into() };
+        // Only what is to be restored has no process yet.
+        let restored = exec_id.is_empty() && entry.pid.load(Ordering::SeqCst) == 0;
+        let calls = task.shim.calls();
+        let pid = if restored { calls.restore(request).await?.pid } else { calls.start(request).await?.pid };
         fail::fail_point!("task::after-start");
         entry.pid.store(pid, Ordering::SeqCst);
         Ok(pid)
@@ -371,22 +376,6 @@ impl Tasks {
         let answer = calls.pids(wire::PidsRequest { id: container_id.to_owned() }).await?;
         let info = |any: prost_types::Any| Any { type_url: any.type_url, value: any.value };
         Ok(answer.processes.into_iter().map(|p| ProcessInfo { pid: p.pid, info: p.info.map(info) }).collect())
-    }
-
-    /// Checkpoints the task into content; gives the descriptors of what was stored.
-    ///
-    /// # Errors
-    /// What the shim says.
-    pub async fn checkpoint(
-        &self,
-        scope: &Scope,
-        container_id: &str,
-        parent: Option<&Descriptor>,
-        options: Option<Any>,
-    ) -> Result<Vec<Descriptor>> {
-        let _ = (parent, options);
-        self.task(scope, container_id)?;
-        Err(Error::Unimplemented("checkpointing a task"))
     }
 
     /// Changes the task's resource limits.
