@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::cgroups::{self, Cgroup, OomSource};
+use crate::cgroups::{self, OomSource};
 use crate::create;
 use crate::criu::{self, CriuOptions};
 use crate::error::{Error, Result};
@@ -12,8 +12,9 @@ use crate::exec;
 use crate::hooks;
 use crate::namespaces;
 use crate::process::executable_error;
+use crate::rdt::Group;
 use crate::seccomp::Program;
-use crate::spec::{ConsoleSize, Process, Resources, Spec, State};
+use crate::spec::{ConsoleSize, IntelRdt, Process, Resources, Spec, State};
 use crate::state::{self, Record};
 use crate::stats::Stats;
 use crate::sys::{self, Fd};
@@ -384,6 +385,15 @@ impl Container {
         self.record.cgroup.update(resources)
     }
 
+    /// Changes the schemata of its group in resctrl; empty members stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a container without a group.
+    pub fn update_rdt(&mut self, wanted: &IntelRdt) -> Result<()> {
+        let none = || Error::Unsupported { what: "the container has no group of Intel RDT".to_owned() };
+        self.record.rdt.as_ref().ok_or_else(none)?.set(wanted)
+    }
+
     /// What the container has used.
     pub fn stats(&self) -> Result<Stats> {
         self.record.cgroup.stats()
@@ -444,7 +454,7 @@ impl Container {
         if force && !self.has_ended() {
             let _ = self.kill(libc::SIGKILL, false);
         }
-        clear(&self.directory, &self.record.cgroup)?;
+        clear(&self.directory, &self.record)?;
         if self.spec.hooks.poststop.is_empty() {
             return Ok(());
         }
@@ -468,8 +478,9 @@ impl Container {
 }
 
 /// Removes a container's processes, cgroups and state, in this order: the state says where the others are.
-pub(crate) fn clear(directory: &Path, cgroup: &Cgroup) -> Result<()> {
-    cgroup.destroy()?;
+pub(crate) fn clear(directory: &Path, record: &Record) -> Result<()> {
+    record.cgroup.destroy()?;
+    record.rdt.as_ref().map_or(Ok(()), Group::remove)?;
     remove_directory(directory)
 }
 

@@ -10,12 +10,13 @@ use crate::error::{Error, Result};
 use crate::namespaces::{self, Namespaces, Spawned};
 use crate::plan::{Ask, Message, Op, c_string};
 use crate::process::{self, Settings};
+use crate::rdt::Group;
 use crate::rootfs;
 use crate::seccomp::{self, Program};
 use crate::spec::{Process, Resources, Seccomp, Spec, State};
 use crate::state::{self, Record};
 use crate::sys::{self, Fd};
-use crate::{hooks, rlimits};
+use crate::{hooks, netdev, rlimits};
 
 /// User and group of a process that holds namespaces, unless it is told.
 const NOBODY: u32 = 65_535;
@@ -58,6 +59,7 @@ fn create_by(options: CreateOptions<'_>, process: &Process, kind: Kind) -> Resul
 pub(crate) fn begin(options: &CreateOptions<'_>) -> Result<(PathBuf, Record)> {
     state::check_id(options.id)?;
     let cgroup = Cgroup::locate(options.cgroup_driver, &options.spec.linux.cgroups_path, options.id)?;
+    let rdt = options.spec.linux.intel_rdt.as_ref().map(|wanted| Group::locate(wanted, options.id)).transpose()?;
     let directory = make_directory(options.state_dir, options.id)?;
     let record = Record {
         id: options.id.to_owned(),
@@ -68,6 +70,7 @@ pub(crate) fn begin(options: &CreateOptions<'_>) -> Result<(PathBuf, Record)> {
         created: Record::now(),
         no_new_keyring: options.no_new_keyring,
         cgroup,
+        rdt,
         annotations: options.spec.annotations.clone(),
         descriptors: descriptors(options.stdio),
         restored: false,
@@ -140,6 +143,10 @@ impl Making<'_> {
         self.spawned = Some(spawned);
         if !early {
             self.create_cgroups()?;
+        }
+        netdev::hand_over(&spec.linux.net_devices, pid)?;
+        if let (Some(group), Some(wanted)) = (&self.record.rdt, &spec.linux.intel_rdt) {
+            group.make(wanted, pid)?;
         }
         if let Some(score) = self.process.oom_score_adj {
             set_oom_score(pid, score)?;
@@ -307,7 +314,7 @@ impl Making<'_> {
             let _ = sys::pidfd_send_signal(spawned.pidfd.0, libc::SIGKILL);
             let _ = sys::wait_pid(spawned.pid);
         }
-        let _ = clear(&self.directory, &self.record.cgroup);
+        let _ = clear(&self.directory, &self.record);
         if !self.options.spec.hooks.poststop.is_empty() && self.record.pid != 0 {
             let mut state = self.state(0);
             state.status = Status::Stopped.as_str().to_owned();

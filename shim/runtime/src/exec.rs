@@ -86,7 +86,11 @@ fn plan(container: &Container, process: &Process, options: ExecOptions<'_>, cgro
     if !affinity.initial.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.initial)?));
     }
-    ops.push(Op::JoinCgroups(cgroup.join_files()?));
+    let mut joined = cgroup.join_files()?;
+    if let Some(group) = &container.record.rdt {
+        joined.extend(group.join_files()?);
+    }
+    ops.push(Op::JoinCgroups(joined));
     if !affinity.last.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.last)?));
     }

@@ -44,7 +44,7 @@ pub fn features() -> Value {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "mountExtensions": {"idmap": {"enabled": true}},
             "memoryPolicy": {
                 "modes": [
@@ -53,7 +53,7 @@ pub fn features() -> Value {
                 ],
                 "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"]
             },
-            "netDevices": {"enabled": false}
+            "netDevices": {"enabled": true}
         },
         // By runc's name, which callers look for.
         "annotations": {"org.opencontainers.runc.checkpoint.enabled": "true"},

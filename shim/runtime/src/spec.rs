@@ -649,7 +649,7 @@ impl Spec {
         self.check_names()?;
         self.check_mounts()?;
         self.check_sysctls()?;
-        self.check_supported()
+        crate::netdev::check(self)
     }
 
     /// The namespace entry of a kind.
@@ -725,17 +725,6 @@ impl Spec {
             if !path.starts_with('/') {
                 return Err(Error::invalid("linux.maskedPaths", format!("{path:?} is not absolute")));
             }
-        }
-        Ok(())
-    }
-
-    /// What would otherwise be passed over in silence.
-    fn check_supported(&self) -> Result<()> {
-        if self.linux.intel_rdt.is_some() {
-            return Err(Error::Unsupported { what: "linux.intelRdt".to_owned() });
-        }
-        if !self.linux.net_devices.is_empty() {
-            return Err(Error::Unsupported { what: "linux.netDevices".to_owned() });
         }
         Ok(())
     }

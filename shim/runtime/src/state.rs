@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroups::Cgroup;
 use crate::error::{Error, Result};
+use crate::rdt::Group;
 use crate::spec::read_bounded;
 
 /// The persisted record of a container.
@@ -33,6 +34,9 @@ pub(crate) struct Record {
     pub(crate) no_new_keyring: bool,
     /// Where its cgroup is.
     pub(crate) cgroup: Cgroup,
+    /// Its group in resctrl, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rdt: Option<Group>,
     /// The configuration's annotations.
     pub(crate) annotations: BTreeMap<String, String>,
     /// What the first process's streams were when it was made (`pipe:[1234]`), for a checkpoint.

@@ -629,3 +629,66 @@ fn a_forged_terminal_multiplexer_is_refused() {
     let text = bundle.create(Stdio::Console(None)).unwrap_err().to_string();
     assert!(text.contains("terminal"), "{text}");
 }
+
+/// Runs `ip` of iproute2 with these words.
+fn ip(words: &[&str]) {
+    let status = std::process::Command::new("ip").args(words).status().expect("iproute2 is installed");
+    assert!(status.success(), "ip {words:?}: {status}");
+}
+
+#[test]
+fn network_devices_move_into_the_container_with_their_addresses_and_names() {
+    // A network namespace of its own stands for the host's.
+    let moved = std::thread::spawn(|| {
+        let mut bundle = Bundle::new(&["sh", "-c", "ip -o address; ip link show dev eth0"]);
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        ip(&["link", "add", "here0", "type", "veth", "peer", "name", "other0"]);
+        ip(&["address", "add", "10.88.7.1/24", "dev", "here0"]);
+        ip(&["address", "add", "fd00:7::1/64", "dev", "here0", "nodad"]);
+        ip(&["link", "set", "here0", "up"]);
+        bundle.config["linux"]["netDevices"] = json!({"here0": {"name": "eth0"}, "other0": {}});
+        let output = bundle.output();
+        let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        assert!(!devices.contains("here0") && !devices.contains("other0"), "{devices}");
+        bundle.config["linux"]["netDevices"] = json!({"absent0": {}});
+        let error = bundle.run().unwrap_err().to_string();
+        assert!(error.contains("absent0") && error.contains("No such device"), "{error}");
+        assert_eq!(bundle.leftovers(), Vec::<std::path::PathBuf>::new());
+        output
+    });
+    let output = moved.join().unwrap();
+    for wanted in ["eth0    inet 10.88.7.1/24", "eth0    inet6 fd00:7::1/64", ",UP"] {
+        assert!(output.contains(wanted), "{wanted} in {output}");
+    }
+}
+
+#[test]
+fn network_devices_that_can_go_nowhere_are_refused() {
+    let refused = |devices: Value, own: bool| {
+        let mut bundle = Bundle::new(&["true"]);
+        bundle.config["linux"]["netDevices"] = devices;
+        if !own {
+            bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|entry| entry["type"] != "network");
+        }
+        bundle.run().unwrap_err().to_string()
+    };
+    assert!(refused(json!({"eth0": {}}), false).contains("network namespace"));
+    for bad in ["../x", "a/b", "name-that-is-too-long", "a b"] {
+        assert!(refused(json!({bad: {}}), true).contains("no name"), "{bad}");
+        assert!(refused(json!({"x": {"name": bad}}), true).contains("no name"), "{bad}");
+    }
+}
+
+#[test]
+fn rdt_without_the_kernels_support_is_refused_before_anything_is_made() {
+    if std::path::Path::new("/sys/fs/resctrl/info").exists() {
+        eprintln!("skipped: this machine has resctrl");
+        return;
+    }
+    let mut bundle = Bundle::new(&["true"]);
+    bundle.config["linux"]["intelRdt"] = json!({"l3CacheSchema": "L3:0=f"});
+    let error = bundle.run().unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("Intel RDT is not enabled"), "{error}");
+    assert_eq!(bundle.leftovers(), Vec::<std::path::PathBuf>::new());
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gantry_runtime::spec::{BlockIo, Cpu, Memory, Pids};
+use gantry_runtime::spec::{BlockIo, Cpu, IntelRdt, Memory, Pids};
 use gantry_runtime::{Container, Error, Resources, Stats, Status};
 use serde_json::{Value, json};
 
@@ -30,6 +30,8 @@ pub(super) const UPDATE: &[Flag] = &[
     Flag::value("memory-reservation"),
     Flag::value("memory-swap"),
     Flag::value("pids-limit"),
+    Flag::value("l3-cache-schema"),
+    Flag::value("mem-bw-schema"),
 ];
 
 pub(super) fn start(global: &Global, args: &Args) -> Result<u8, Failure> {
@@ -122,6 +124,15 @@ pub(super) fn update(global: &Global, args: &Args) -> Result<u8, Failure> {
         Some(path) => read_resources(path)?,
         None => resources(args)?,
     };
+    let schema = |name| args.get(name).unwrap_or_default().to_owned();
+    let wanted = IntelRdt {
+        l3_cache_schema: schema("l3-cache-schema"),
+        mem_bw_schema: schema("mem-bw-schema"),
+        ..IntelRdt::default()
+    };
+    if !wanted.l3_cache_schema.is_empty() || !wanted.mem_bw_schema.is_empty() {
+        container.update_rdt(&wanted)?;
+    }
     container.update(&resources)?;
     Ok(0)
 }

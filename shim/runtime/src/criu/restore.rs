@@ -24,6 +24,9 @@ const ROOT: &str = "criu-root";
 pub(crate) fn restore(options: CreateOptions<'_>, criu: &CriuOptions) -> Result<Container> {
     options.spec.validate()?;
     let process = options.spec.process.as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
+    if !options.spec.linux.net_devices.is_empty() {
+        return Err(Error::Unsupported { what: "linux.netDevices of a container that is restored".to_owned() });
+    }
     criu.check_program()?;
     guard::images(&criu.images)?;
     let pipes = guard::pipes(&criu.images)?;
@@ -74,6 +77,9 @@ impl Restoring<'_> {
         let pid = self.run(&descriptors, (&tree, at), asked)?;
         if self.record.pid != pid {
             self.note(pid)?;
+        }
+        if let (Some(group), Some(wanted)) = (&self.record.rdt, &spec.linux.intel_rdt) {
+            group.make(wanted, pid)?;
         }
         let pidfd = sys::pidfd_open(pid).map_err(|_| Error::Died { stage: "it was being restored" })?;
         if spec.has_new(NamespaceKind::Network) {
@@ -245,7 +251,7 @@ impl Restoring<'_> {
     }
 
     fn undo(&mut self) {
-        let _ = clear(&self.directory, &self.record.cgroup);
+        let _ = clear(&self.directory, &self.record);
         if self.record.pid > 0 {
             let _ = sys::wait_pid(self.record.pid);
         }
