@@ -10,6 +10,7 @@
 
 mod api;
 mod cri;
+mod layers;
 mod memory;
 mod pull;
 mod rows;

@@ -1,32 +1,70 @@
 //! Images from a registry on loopback: fetch and unpack. Each round starts with none of the image's blobs.
 
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use gantry_integration::Lab;
 use gantry_integration::daemon::{Daemon, Peer};
-use gantry_integration::images::{DEBIAN, Image, Packing, debian_root};
-use gantry_integration::lab::run;
+use gantry_integration::images::{Image, Packed, Packing};
+use gantry_integration::lab::{our_binary, run};
 use gantry_integration::registry::DockerRegistry;
+use gantry_integration::{Lab, Outcome};
 
 use crate::Row;
+use crate::layers::Layers;
 use crate::table::{Bar, Pairs};
 
 /// All rows, in the order they are measured.
 pub const ALL: &[Row<Pulls>] = &[
-    Row { name: "pull: 1 large gzip layer", bar: Bar::RatioAtMost(0.35), measure: one_layer },
-    Row { name: "pull: 8 gzip layers", bar: Bar::RatioAtMost(0.35), measure: eight_layers },
-    Row { name: "pull: 8 gzip layers (containerd parallel)", bar: Bar::RatioAtMost(0.6), measure: eight_parallel },
-    Row { name: "pull: 30,000 small files", bar: Bar::RatioAtMost(0.4), measure: small_files },
-    Row { name: "pull: 1 large zstd layer", bar: Bar::RatioAtMost(0.5), measure: one_zstd },
-    Row { name: "pull: 8 gzip layers, by erofs", bar: Bar::None, measure: eight_by_erofs },
+    Row { name: "pull: 1 layer of 500 MB gzip", bar: Bar::RatioAtMost(0.35), measure: |p| p.beside("large") },
+    Row { name: "pull: 8 layers of 100 MB gzip", bar: Bar::RatioAtMost(0.35), measure: |p| p.beside("eight") },
     Row {
-        name: "pull: 20 clients at once / 1 client (ours / ours)",
+        name: "pull: 8 layers of 100 MB gzip (containerd parallel)",
+        bar: Bar::RatioAtMost(0.6),
+        measure: |p| p.beside_parallel("eight"),
+    },
+    Row { name: "pull: 30,000 small files", bar: Bar::RatioAtMost(0.4), measure: |p| p.beside("small") },
+    Row { name: "pull: 1 layer, zstd", bar: Bar::RatioAtMost(0.5), measure: |p| p.beside("large-zstd") },
+    Row { name: "pull: 8 layers, zstd", bar: Bar::RatioAtMost(0.5), measure: |p| p.beside("eight-zstd") },
+    Row { name: "pull: 30,000 small files, zstd", bar: Bar::RatioAtMost(0.5), measure: |p| p.beside("small-zstd") },
+    Row {
+        name: "pull: 20 clients at once (one client / twenty, both ours)",
         bar: Bar::RatioAtMost(1.1),
         measure: many_clients,
     },
     Row { name: "pull: 1 new layer of 8", bar: Bar::None, measure: shared_layers },
-    Row { name: "pull: daemon's peak RSS, 8 layers", bar: Bar::OursAtMost(64.0), measure: peak_memory },
+    Row { name: "pull: daemon's peak RSS, 2 GB", bar: Bar::OursAtMost(64.0), measure: peak_memory },
+    Row { name: "import: 1 GB of gzip layers", bar: Bar::RatioAtMost(0.35), measure: import },
+    Row { name: "export: 1 GB of gzip layers", bar: Bar::RatioAtMost(0.6), measure: export },
+    Row {
+        name: "pull: 1 layer (skopeo + umoci)",
+        bar: Bar::None,
+        measure: |p| p.beside_peer("large", skopeo_and_umoci),
+    },
+    Row { name: "pull: 8 layers (podman)", bar: Bar::None, measure: |p| p.beside_peer("eight", podman) },
+    Row { name: "pull: 8 layers, by erofs", bar: Bar::None, measure: by_erofs },
+    Row {
+        name: "limit: bare decompression of the gzip layer / pull",
+        bar: Bar::None,
+        measure: |p| p.limit("large", "inflate"),
+    },
+    Row {
+        name: "limit: bare decompression of the zstd layer / pull",
+        bar: Bar::None,
+        measure: |p| p.limit("large-zstd", "inflate"),
+    },
+    Row {
+        name: "limit: bare creation of the layer's files / pull",
+        bar: Bar::None,
+        measure: |p| p.limit("large", "create"),
+    },
+    Row {
+        name: "limit: bare creation of 30,000 files / pull",
+        bar: Bar::None,
+        measure: |p| p.limit("small", "create"),
+    },
 ];
 
 /// Daemons, and images of different shapes.
@@ -35,52 +73,96 @@ pub struct Pulls {
     theirs: Daemon,
     parallel: Daemon,
     registry: DockerRegistry,
+    layers: Layers,
+    /// What was pushed, by its name.
+    pushed: RefCell<HashMap<String, String>>,
     lab: Lab,
-    debian: PathBuf,
 }
 
-/// Copies of the Debian files in one layer: some 500 MB of gzip with 16.
-const COPIES: usize = 8;
+/// Copies of the Debian files that make 500 MB of gzip.
+const LARGE: usize = 7;
+/// What containerd has for many layers at once.
+const PARALLEL: &str = "version = 3\n[plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_downloads = 8\n\
+                        concurrent_layer_fetch_buffer = 8388608\nmax_concurrent_unpacks = 8\n";
+/// Rounds that count.
+const ROUNDS: usize = 3;
 
 impl Pulls {
     /// Starts three daemons on a fresh disk.
     pub fn new() -> Pulls {
         let lab = Lab::new();
-        lab.on_fresh_disk(40);
+        lab.on_fresh_disk(24);
         let registry = DockerRegistry::start(&lab);
-        let debian = debian_root(&lab, DEBIAN);
+        let layers = Layers::new(&lab);
         let ours = Daemon::start(&lab);
         let theirs = Daemon::start_with(&lab, Peer::Containerd, "", &[]);
-        let config = "version = 3\n[plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_unpacks = 4\n";
-        let parallel = Daemon::start_named(&lab, "p", Peer::Containerd, config, &[]);
-        Pulls { ours, theirs, parallel, registry, lab, debian }
+        let parallel = Daemon::start_named(&lab, "p", Peer::Containerd, PARALLEL, &[]);
+        Pulls { ours, theirs, parallel, registry, layers, pushed: RefCell::default(), lab }
     }
 
-    /// A directory of so many copies of the Debian files, unlike any other of another salt.
-    fn tree(&self, name: &str, copies: usize) -> PathBuf {
-        let root = self.lab.path(&format!("tree-{name}"));
-        std::fs::create_dir_all(&root).expect("make a directory");
-        for copy in 0..copies {
-            let to = root.join(format!("{name}-{copy}"));
-            run("cp", &["-a", &self.debian.to_string_lossy(), &to.to_string_lossy()]);
-            std::fs::write(to.join("salt"), format!("{name} {copy}")).expect("write the salt");
+    fn made_of(&self, name: &str) -> Vec<Packed> {
+        let (shape, packing) = match name.strip_suffix("-zstd") {
+            Some(shape) => (shape, Packing::Zstd),
+            None => (name, Packing::Gzip),
+        };
+        let hundred = |number: usize| self.layers.debian(&format!("part{number}"), 1, true, packing);
+        match shape {
+            "large" => vec![self.layers.debian("large", LARGE, false, packing)],
+            "small" => vec![self.layers.small_files(&self.lab, packing)],
+            "eight" => (0..8).map(hundred).collect(),
+            "other-eight" => (0..7).chain([8]).map(hundred).collect(),
+            "ten" => (0..10).map(hundred).collect(),
+            // Two gigabytes, of layers that other images have, too.
+            "huge" => {
+                let all = ["large", "eight", "large-zstd", "eight-zstd"].map(|name| self.made_of(name));
+                all.concat().into_iter().take(1 + 8 + 1 + 2).collect()
+            }
+            other => panic!("no image {other}"),
         }
-        root
     }
 
-    fn image(&self, name: &str, layers: &[PathBuf], packing: Packing) -> String {
-        let image = layers.iter().fold(Image::new(&self.lab, name), |image, layer| image.layer(layer));
-        image.packing(packing).push(&self.registry.host(), name)
+    /// The reference of an image, which is pushed where it was not yet.
+    fn image(&self, name: &str) -> String {
+        if let Some(image) = self.pushed.borrow().get(name) {
+            return image.clone();
+        }
+        let layers = self.made_of(name);
+        let image = layers.iter().fold(Image::new(&self.lab, name), Image::packed).push(&self.registry.host(), name);
+        self.pushed.borrow_mut().insert(name.to_owned(), image.clone());
+        image
     }
 
-    fn large(&self, name: &str, packing: Packing) -> String {
-        self.image(name, &[self.tree(name, COPIES)], packing)
+    fn beside(&self, name: &str) -> Pairs {
+        let image = self.image(name);
+        rounds(|| pull_and_remove(&self.theirs, &image, &[]), || pull_and_remove(&self.ours, &image, &[]))
     }
 
-    fn eight(&self, name: &str) -> String {
-        let layers: Vec<PathBuf> = (0..8).map(|n| self.tree(&format!("{name}{n}"), 2)).collect();
-        self.image(name, &layers, Packing::Gzip)
+    fn beside_parallel(&self, name: &str) -> Pairs {
+        let image = self.image(name);
+        rounds(|| pull_and_remove(&self.parallel, &image, &[]), || pull_and_remove(&self.ours, &image, &[]))
     }
+
+    fn beside_peer(&self, name: &str, peer: fn(&Lab, &str) -> Duration) -> Pairs {
+        let image = self.image(name);
+        rounds(|| peer(&self.lab, &image), || pull_and_remove(&self.ours, &image, &[]))
+    }
+
+    /// Part of the work alone, done by one thread with what the daemon uses: what a pull cannot be faster than.
+    fn limit(&self, name: &str, what: &str) -> Pairs {
+        let (image, layer) = (self.image(name), self.made_of(name).swap_remove(0));
+        let root = self.lab.path("bare");
+        let bare = || {
+            let said = run(&text(&our_binary("unpack")), &[&text(&layer.file), &text(&root), what]);
+            let _ = std::fs::remove_dir_all(&root);
+            let seconds = said.split(' ').nth(1).and_then(|text| text.parse().ok());
+            Duration::from_secs_f64(seconds.unwrap_or_else(|| panic!("no time in {said}")))
+        };
+        rounds(bare, || pull_and_remove(&self.ours, &image, &[]))
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 fn pull(daemon: &Daemon, image: &str, more: &[&str]) -> Duration {
@@ -91,90 +173,66 @@ fn pull(daemon: &Daemon, image: &str, more: &[&str]) -> Duration {
 
 fn remove(daemon: &Daemon, image: &str) {
     daemon.ctr(&["images", "rm", "--sync", image]).ok();
-    // What was removed is deleted behind the answer; it must not run beside the next round.
-    std::thread::sleep(Duration::from_secs(2));
+    settle();
 }
 
-/// Milliseconds of a pull by both, in turn, after a round that does not count.
-fn rounds(image: &str, theirs: &Daemon, ours: &Daemon, more: (&[&str], &[&str])) -> Pairs {
-    let once = |daemon: &Daemon, more: &[&str]| {
-        let took = pull(daemon, image, more).as_secs_f64() * 1000.0;
-        remove(daemon, image);
-        took
-    };
-    let round = |_| (once(theirs, more.0), once(ours, more.1));
+/// What was removed is deleted behind the answer, and what was written goes to the disk by and by; neither must run
+/// beside the next round.
+fn settle() {
+    std::thread::sleep(Duration::from_secs(1));
+    run("sync", &[]);
+}
+
+fn pull_and_remove(daemon: &Daemon, image: &str, more: &[&str]) -> Duration {
+    let took = pull(daemon, image, more);
+    settle();
+    remove(daemon, image);
+    took
+}
+
+/// Milliseconds of both, in turn, after a round that does not count.
+fn rounds(theirs: impl Fn() -> Duration, ours: impl Fn() -> Duration) -> Pairs {
+    let round = |_| (theirs().as_secs_f64() * 1000.0, ours().as_secs_f64() * 1000.0);
     round(0);
-    Pairs { unit: "ms", values: (0..4).map(round).collect() }
+    Pairs { unit: "ms", values: (0..ROUNDS).map(round).collect() }
 }
 
-fn one_layer(pulls: &Pulls) -> Pairs {
-    rounds(&pulls.large("large", Packing::Gzip), &pulls.theirs, &pulls.ours, (&[], &[]))
-}
-
-fn one_zstd(pulls: &Pulls) -> Pairs {
-    rounds(&pulls.large("zstd", Packing::Zstd), &pulls.theirs, &pulls.ours, (&[], &[]))
-}
-
-fn eight_layers(pulls: &Pulls) -> Pairs {
-    rounds(&pulls.eight("eight"), &pulls.theirs, &pulls.ours, (&[], &[]))
-}
-
-fn eight_parallel(pulls: &Pulls) -> Pairs {
-    rounds(&pulls.eight("parallel"), &pulls.parallel, &pulls.ours, (&[], &[]))
-}
-
-fn eight_by_erofs(pulls: &Pulls) -> Pairs {
-    rounds(&pulls.eight("byerofs"), &pulls.theirs, &pulls.ours, (&[], &["--snapshotter", "erofs"]))
-}
-
-fn small_files(pulls: &Pulls) -> Pairs {
-    let root = pulls.lab.path("tree-small");
-    for number in 0..30_000 {
-        let dir = root.join(format!("{}/{}", number / 3000, number / 100));
-        if number % 100 == 0 {
-            std::fs::create_dir_all(&dir).expect("make a directory");
-        }
-        std::fs::write(dir.join(number.to_string()), format!("{number}\n").repeat(number % 97)).expect("write a file");
-    }
-    rounds(&pulls.image("small", &[root], Packing::Gzip), &pulls.theirs, &pulls.ours, (&[], &[]))
+fn by_erofs(pulls: &Pulls) -> Pairs {
+    let image = pulls.image("eight");
+    let erofs = ["--snapshotter", "erofs"];
+    rounds(|| pull_and_remove(&pulls.theirs, &image, &[]), || pull_and_remove(&pulls.ours, &image, &erofs))
 }
 
 /// One pull, and twenty of the same at once, by ours.
 fn many_clients(pulls: &Pulls) -> Pairs {
-    let image = pulls.eight("many");
-    let one = || pull(&pulls.ours, &image, &[]).as_secs_f64() * 1000.0;
-    let many = || {
+    let (image, ours) = (pulls.image("eight"), &pulls.ours);
+    let twenty = || {
         let start = Instant::now();
         std::thread::scope(|scope| {
-            (0..20).for_each(|_| drop(scope.spawn(|| pull(&pulls.ours, &image, &[]))));
+            (0..20).for_each(|_| drop(scope.spawn(|| pull(ours, &image, &[]))));
         });
-        start.elapsed().as_secs_f64() * 1000.0
-    };
-    let alone = |work: &dyn Fn() -> f64| {
-        let took = work();
-        remove(&pulls.ours, &image);
+        let took = start.elapsed();
+        settle();
+        remove(ours, &image);
         took
     };
-    alone(&one);
-    Pairs { unit: "ms", values: (0..3).map(|_| (alone(&one), alone(&many))).collect() }
+    rounds(|| pull_and_remove(ours, &image, &[]), twenty)
 }
 
 /// Seven layers are there already.
 fn shared_layers(pulls: &Pulls) -> Pairs {
-    let layers: Vec<PathBuf> = (0..9).map(|n| pulls.tree(&format!("shared{n}"), 1)).collect();
-    let first = pulls.image("first", &layers[..8], Packing::Gzip);
-    let second = pulls.image("second", &[&layers[..7], &layers[8..]].concat(), Packing::Gzip);
+    let (first, second) = (pulls.image("eight"), pulls.image("other-eight"));
     let daemons = [&pulls.theirs, &pulls.ours];
     for daemon in daemons {
         pull(daemon, &first, &[]);
     }
-    let pairs = rounds(&second, &pulls.theirs, &pulls.ours, (&[], &[]));
+    let pairs = rounds(|| pull_and_remove(&pulls.theirs, &second, &[]), || pull_and_remove(&pulls.ours, &second, &[]));
     daemons.iter().for_each(|daemon| remove(daemon, &first));
     pairs
 }
 
 fn peak_memory(pulls: &Pulls) -> Pairs {
-    let image = pulls.eight("peak");
+    let image = pulls.image("huge");
     let peak = |daemon: &Daemon| {
         let process = Path::new("/proc").join(daemon.pid().to_string());
         // Forgets the highest mark so far (proc_pid_clear_refs(5)).
@@ -186,4 +244,75 @@ fn peak_memory(pulls: &Pulls) -> Pairs {
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(f64::NAN) / 1024.0
     };
     Pairs { unit: "MiB", values: (0..2).map(|_| (peak(&pulls.theirs), peak(&pulls.ours))).collect() }
+}
+
+/// An archive that containerd has written, unpacked too.
+fn import(pulls: &Pulls) -> Pairs {
+    let (image, archive) = (pulls.image("ten"), text(&pulls.lab.path("ten.tar")));
+    pull(&pulls.theirs, &image, &[]);
+    pulls.theirs.ctr(&["images", "export", &archive, &image]).ok();
+    remove(&pulls.theirs, &image);
+    let once = |daemon: &Daemon| {
+        let start = Instant::now();
+        daemon.ctr(&["images", "import", &archive]).ok();
+        let took = start.elapsed();
+        settle();
+        remove(daemon, &image);
+        took
+    };
+    let pairs = rounds(|| once(&pulls.theirs), || once(&pulls.ours));
+    std::fs::remove_file(&archive).expect("remove the archive");
+    pairs
+}
+
+fn export(pulls: &Pulls) -> Pairs {
+    let image = pulls.image("ten");
+    let daemons = [&pulls.theirs, &pulls.ours];
+    for daemon in daemons {
+        pull(daemon, &image, &[]);
+    }
+    let archive = text(&pulls.lab.path("export.tar"));
+    let once = |daemon: &Daemon| {
+        let start = Instant::now();
+        daemon.ctr(&["images", "export", &archive, &image]).ok();
+        let took = start.elapsed();
+        std::fs::remove_file(&archive).expect("remove the archive");
+        settle();
+        took
+    };
+    let pairs = rounds(|| once(&pulls.theirs), || once(&pulls.ours));
+    daemons.iter().for_each(|daemon| remove(daemon, &image));
+    pairs
+}
+
+fn skopeo_and_umoci(lab: &Lab, image: &str) -> Duration {
+    let (layout, bundle) = (lab.path("layout"), lab.path("bundle"));
+    let start = Instant::now();
+    let to = format!("oci:{}:latest", layout.display());
+    run("skopeo", &["copy", "--quiet", "--src-tls-verify=false", &format!("docker://{image}"), &to]);
+    run("umoci", &["unpack", "--image", &format!("{}:latest", layout.display()), &text(&bundle)]);
+    let took = start.elapsed();
+    [layout, bundle].iter().for_each(|dir| std::fs::remove_dir_all(dir).expect("remove what was unpacked"));
+    settle();
+    took
+}
+
+fn podman(lab: &Lab, image: &str) -> Duration {
+    let podman = |args: &[&str]| {
+        let mut command = Command::new("podman");
+        for (flag, name) in [("--root", "podman-root"), ("--runroot", "podman-run"), ("--tmpdir", "podman-tmp")] {
+            command.arg(flag).arg(lab.path(name));
+        }
+        command
+            .args(["--storage-driver", "overlay", "--events-backend", "none", "--cgroup-manager", "cgroupfs"])
+            .args(args);
+        command.env("CONTAINERS_CONF", "/dev/null").env("HOME", lab.dir()).current_dir(lab.dir());
+        Outcome::of(command, Duration::from_secs(300)).ok();
+    };
+    let start = Instant::now();
+    podman(&["pull", "--quiet", "--tls-verify=false", image]);
+    let took = start.elapsed();
+    podman(&["rmi", "--force", image]);
+    settle();
+    took
 }

@@ -30,10 +30,26 @@ pub enum Packing {
     Plain,
 }
 
+/// A layer that is packed already.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// The blob.
+    pub file: PathBuf,
+    /// Digest of the plain tar.
+    pub diff_id: String,
+    /// How it is compressed.
+    pub packing: Packing,
+}
+
+enum Layer {
+    Tree(PathBuf),
+    Packed(Packed),
+}
+
 /// An image to be: directories that become layers, and its configuration.
 pub struct Image {
     dir: PathBuf,
-    layers: Vec<PathBuf>,
+    layers: Vec<Layer>,
     format: Format,
     packing: Packing,
     config: Value,
@@ -105,7 +121,14 @@ impl Image {
     /// Adds the tree below `root` as the next layer.
     #[must_use]
     pub fn layer(mut self, root: &Path) -> Image {
-        self.layers.push(root.to_owned());
+        self.layers.push(Layer::Tree(root.to_owned()));
+        self
+    }
+
+    /// Adds a layer as it is.
+    #[must_use]
+    pub fn packed(mut self, layer: &Packed) -> Image {
+        self.layers.push(Layer::Packed(layer.clone()));
         self
     }
 
@@ -134,29 +157,15 @@ impl Image {
     pub fn push(self, host: &str, name: &str) -> String {
         let mut layers = Vec::new();
         let mut diff_ids = Vec::new();
-        for (number, root) in self.layers.iter().enumerate() {
-            let tar = self.dir.join(format!("{number}.tar"));
-            let tar_text = tar.to_string_lossy().into_owned();
-            let args = [
-                "--create",
-                "--file",
-                &tar_text,
-                "--directory",
-                &root.to_string_lossy(),
-                "--sort=name",
-                "--numeric-owner",
-                "--xattrs",
-                "--xattrs-include=*",
-                "--format=posix",
-                "--pax-option=delete=atime,delete=ctime",
-                ".",
-            ];
-            run("tar", &args);
-            diff_ids.push(digest_of(&tar));
-            let packed = self.pack(&tar);
-            let (digest, size) = (digest_of(&packed), size_of(&packed));
-            push_blob(host, name, &packed, &digest);
-            layers.push(json!({"mediaType": self.layer_type(), "digest": digest, "size": size}));
+        for (number, layer) in self.layers.iter().enumerate() {
+            let Packed { file, diff_id, packing } = match layer {
+                Layer::Tree(root) => self.pack(root, number),
+                Layer::Packed(packed) => packed.clone(),
+            };
+            diff_ids.push(diff_id);
+            let (digest, size) = (digest_of(&file), size_of(&file));
+            push_blob(host, name, &file, &digest);
+            layers.push(json!({"mediaType": self.layer_type(packing), "digest": digest, "size": size}));
         }
         let config = json!({
             "architecture": "amd64", "os": "linux", "config": self.config,
@@ -187,23 +196,14 @@ impl Image {
         path
     }
 
-    fn pack(&self, tar: &Path) -> PathBuf {
-        let text = tar.to_string_lossy().into_owned();
-        match self.packing {
-            Packing::Plain => tar.to_owned(),
-            Packing::Gzip => {
-                run("gzip", &["--no-name", "--keep", "--force", "-6", &text]);
-                tar.with_extension("tar.gz")
-            }
-            Packing::Zstd => {
-                run("zstd", &["--quiet", "--keep", "--force", &text]);
-                tar.with_extension("tar.zst")
-            }
-        }
+    fn pack(&self, root: &Path, number: usize) -> Packed {
+        let tar = self.dir.join(format!("{number}.tar"));
+        run("tar", &[TAR, &["--create", "--file", &text(&tar), "--directory", &text(root), "."]].concat());
+        compressed(&tar, self.packing)
     }
 
-    fn layer_type(&self) -> &'static str {
-        match (self.format, self.packing) {
+    fn layer_type(&self, packing: Packing) -> &'static str {
+        match (self.format, packing) {
             (Format::Oci, Packing::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
             (Format::Oci, Packing::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Format::Oci, Packing::Plain) => "application/vnd.oci.image.layer.v1.tar",
@@ -211,6 +211,37 @@ impl Image {
             (Format::Docker, _) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
         }
     }
+}
+
+/// How layers are written by GNU tar: the same tree gives the same bytes.
+pub const TAR: &[&str] = &[
+    "--sort=name",
+    "--numeric-owner",
+    "--xattrs",
+    "--xattrs-include=*",
+    "--format=posix",
+    "--pax-option=delete=atime,delete=ctime",
+];
+
+/// Compresses a tar into a file beside it.
+pub fn compressed(tar: &Path, packing: Packing) -> Packed {
+    let diff_id = digest_of(tar);
+    let file = match packing {
+        Packing::Plain => tar.to_owned(),
+        Packing::Gzip => {
+            run("gzip", &["--no-name", "--keep", "--force", "-6", &text(tar)]);
+            tar.with_extension("tar.gz")
+        }
+        Packing::Zstd => {
+            run("zstd", &["--quiet", "--keep", "--force", &text(tar)]);
+            tar.with_extension("tar.zst")
+        }
+    };
+    Packed { file, diff_id, packing }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// Digest of a file, computed by coreutils.

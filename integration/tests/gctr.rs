@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use gantry_integration::daemon::Peer;
 use gantry_integration::images::{Image, busybox_root};
-use gantry_integration::lab::our_binary;
+use gantry_integration::lab::{our_binary, run};
 use gantry_integration::registry::DockerRegistry;
 use gantry_integration::{Daemon, Lab, Outcome};
 use serde_json::Value;
@@ -53,6 +54,51 @@ fn gctr_pulls_runs_lists_executes_and_removes() {
     assert_eq!(daemon.gctr(&["--json", "content"]).ok(), "");
     daemon.assert_nothing_leaked();
     daemon.stop_clean();
+}
+
+#[test]
+fn what_a_container_has_changed_becomes_an_image() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let image = Image::new(&lab, "busybox").layer(&busybox_root(&lab)).push(&registry.host(), "busybox");
+    // The wire is the same: our client commits by containerd's daemon, too.
+    for daemon in [Daemon::start(&lab), Daemon::start_with(&lab, Peer::Containerd, "", &[])] {
+        daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+        let id = lab.id("c");
+        let script =
+            "echo new > /new; rm /etc/group; chmod 700 /tmp; touch -t 202001010000 /new; touch /done; exec sleep 1000";
+        daemon.gctr(&["run", "-d", &image, &id, "/bin/sh", "-c", script]).ok();
+        let waiting =
+            "n=0; until test -e /done; do n=$((n + 1)); test $n -lt 200 || exit 1; sleep 0.05; done; rm /done";
+        daemon.gctr(&["exec", &id, "/bin/sh", "-c", waiting]).ok();
+        let commit = |name: &str| {
+            let epoch = ["--source-date-epoch", "1700000000", "--author", "somebody", "-m", "why"];
+            let change = ["--change", r#"CMD ["/bin/cat", "/new"]"#];
+            daemon.gctr(&[&["commit"][..], &epoch, &change, &[id.as_str(), name]].concat()).ok().trim().to_owned()
+        };
+        let digests = [commit("local/one:1"), commit("local/two:1"), commit("local/two:1")];
+        assert!(digests.iter().all(|digest| *digest == digests[0]), "the same bytes each time: {digests:?}");
+        let ps = daemon.gctr(&["ps"]);
+        assert!(ps.ok().contains("running"), "it goes on after the commit: {ps}");
+        daemon.gctr(&["rm", "--force", &id]).ok();
+        let out = daemon.gctr(&["run", "--rm", "local/two:1", &lab.id("n")]);
+        assert_eq!((out.code, out.stdout.as_str()), (0, "new\n"), "{out}");
+        let look = ["/bin/sh", "-c", "stat -c %a /tmp; ls /etc; echo $FROM"];
+        let out = daemon.gctr(&[&["run", "--rm", "local/one:1", &lab.id("l")][..], &look].concat());
+        assert_eq!(out.ok(), "700\npasswd\nimage\n");
+        // What was pushed and pulled elsewhere is the same image.
+        let pushed = format!("{}/committed:1", registry.host());
+        daemon.gctr(&["images", "tag", "local/one:1", &pushed]).ok();
+        daemon.ctr(&["images", "push", "--plain-http", &pushed]).ok();
+        let inspect = run("skopeo", &["inspect", "--config", "--tls-verify=false", &format!("docker://{pushed}")]);
+        let config: Value = serde_json::from_str(&inspect).expect("JSON");
+        assert_eq!(config["created"], "2023-11-14T22:13:20Z");
+        assert_eq!(config["rootfs"]["diff_ids"].as_array().map(Vec::len), Some(2));
+        let history = config["history"].as_array().and_then(|all| all.last()).expect("a line of history");
+        assert_eq!((&history["author"], &history["comment"]), (&"somebody".into(), &"why".into()));
+        daemon.assert_nothing_leaked();
+        daemon.stop_clean();
+    }
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub enum Command {
     Ps,
     /// Run one more command in a running container.
     Exec(Exec),
+    /// Write what a container has changed as an image: its own image with one more layer.
+    Commit(Commit),
     /// Send a signal to a container's processes.
     Kill {
         /// The container.
@@ -231,6 +233,33 @@ pub struct Exec {
     /// User and group, UID[:GID].
     #[arg(short, long)]
     pub user: Option<String>,
+}
+
+/// Arguments of `commit`.
+#[derive(Debug, ClapArgs)]
+pub struct Commit {
+    /// The container.
+    pub container: String,
+    /// Name of the image.
+    pub image: String,
+    /// Who made it.
+    #[arg(long, default_value = "")]
+    pub author: String,
+    /// What it is.
+    #[arg(short, long, default_value = "")]
+    pub message: String,
+    /// Change of the configuration: CMD or ENTRYPOINT, and a JSON list of strings.
+    #[arg(short, long)]
+    pub change: Vec<String>,
+    /// Let the container run on meanwhile: files may be caught half written.
+    #[arg(long)]
+    pub no_pause: bool,
+    /// Time of the image, in seconds since 1970; no file in it is newer. The same changes then give the same bytes.
+    #[arg(long, env = "SOURCE_DATE_EPOCH")]
+    pub source_date_epoch: Option<u64>,
+    /// Platform of the container's image, OS/ARCH[/VARIANT]; this machine's by default.
+    #[arg(long)]
+    pub platform: Option<Platform>,
 }
 
 /// What to do with images.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::args::{Args, Command, Content, Images, Namespaces, Snapshots};
 use crate::error::Error;
 use crate::output::{Table, size};
-use crate::{admin, pull, run, show};
+use crate::{admin, commit, pull, run, show};
 
 /// Runs the command that was asked for.
 pub async fn dispatch(args: Args) -> Result<ExitCode, Error> {
@@ -22,6 +22,7 @@ pub async fn dispatch(args: Args) -> Result<ExitCode, Error> {
         Command::Pull(pull) => return pull::pull(client, &pull, json).await,
         Command::Run(run) => return run::run(client, &run).await,
         Command::Exec(exec) => return run::exec(client, &exec).await,
+        Command::Commit(wish) => println!("{}", commit::commit(client, &wish).await?),
         Command::Ps => ps(client, json).await?,
         Command::Kill { container, signal, all } => client.task(&container).kill(signal_number(&signal)?, all).await?,
         Command::Rm { containers, force } => rm(client, &containers, force).await?,

@@ -5,6 +5,7 @@ mod admin;
 mod args;
 mod attach;
 mod commands;
+mod commit;
 mod error;
 mod output;
 mod pull;

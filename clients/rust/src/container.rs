@@ -137,7 +137,7 @@ impl Client {
     }
 
     /// Takes a lease that ends by itself after a day, should the caller die.
-    async fn lease(&self, name: &str) -> Result<String, Error> {
+    pub(crate) async fn lease(&self, name: &str) -> Result<String, Error> {
         let id: String = format!("{name}-{}", std::process::id());
         let expire = std::time::SystemTime::now() + std::time::Duration::from_secs(24 * 3600);
         let labels = BTreeMap::from([(GC_EXPIRE.to_owned(), gantry_api::convert::rfc3339(expire))]);
@@ -146,7 +146,7 @@ impl Client {
         Ok(id)
     }
 
-    async fn release(&self, lease: &str) -> Result<(), Error> {
+    pub(crate) async fn release(&self, lease: &str) -> Result<(), Error> {
         let request = leases::DeleteRequest { id: lease.to_string(), sync: false };
         self.leases().delete(request).await.asked(|| format!("release lease {lease}")).map(|_| ())
     }

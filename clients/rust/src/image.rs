@@ -97,7 +97,7 @@ impl Client {
 }
 
 /// The chain ID of layers given by their diff IDs (OCI image-spec, config.md, "Layer ChainID").
-fn chain_id(diff_ids: &[String]) -> String {
+pub(crate) fn chain_id(diff_ids: &[String]) -> String {
     diff_ids.iter().fold(String::new(), |chain, diff_id| {
         if chain.is_empty() { diff_id.clone() } else { Digest::of(format!("{chain} {diff_id}").as_bytes()).to_string() }
     })

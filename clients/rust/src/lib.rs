@@ -6,6 +6,7 @@
 //! Deliberately knows nothing of terminals, tables or exit codes: that is `gctr`'s.
 #![forbid(unsafe_code)]
 
+mod commit;
 mod connection;
 mod container;
 mod error;
@@ -15,6 +16,7 @@ mod pull;
 mod stdio;
 mod task;
 
+pub use commit::Commit;
 pub use connection::{Client, Scoped};
 pub use container::{NewContainer, RUNTIME};
 pub use error::Error;

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use common::{Host, files_below};
 use gantry_engine::check::{Object, Outcome, Range};
+use gantry_engine::transfer::{ProgressSink, Pull, Unpack};
 use gantry_engine::{Engine, ErrorKind, HasKind, Scope};
 use gantry_registry::fake::{Fake, Fault, Options, Rule};
 use gantry_registry::image::{Builder, Image};
-use gantry_types::{Digest, Reference};
+use gantry_types::{Digest, Platform, Reference};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -180,6 +181,36 @@ fn after_a_clean_stop_nothing_is_looked_at_until_somebody_asks() {
         let none = Range::Images(namespace, vec!["none".into()]);
         assert_eq!(host.engine.check.check(none, false).await.unwrap_err().kind(), ErrorKind::NotFound);
     });
+}
+
+#[test]
+fn layers_that_lie_elsewhere_than_in_plain_directories_are_compared_and_mended_too() {
+    let outside = Outside::new();
+    for (snapshotter, file) in [("erofs", "layer.erofs"), ("native", "bin/program")] {
+        Runtime::new().unwrap().block_on(async {
+            let host = Host::new().await;
+            let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.into() };
+            let pull = Pull { unpacks: vec![unpack], ..common::pull(&outside.reference) };
+            host.engine.transfer.pull(&host.scope, pull, ProgressSink::default()).await.unwrap();
+            let check = async |mend| host.engine.check.check(Range::All, mend).await.unwrap();
+            let report = check(false).await;
+            assert_eq!((report.snapshots, report.passed_over, report.findings.len()), (2, 0, 0), "{report:?}");
+            let all = files_below(&host.dir.path().join("root/snapshots").join(snapshotter).join("snapshots"));
+            let broken =
+                all.iter().filter(|path| path.ends_with(file)).max_by_key(|path| path.metadata().unwrap().len());
+            flip(broken.unwrap());
+            let report = check(false).await;
+            assert!(matches!(&report.findings[..], [one] if one.problem.contains("has other content")), "{report:?}");
+            let report = check(true).await;
+            assert!(report.is_well() && report.findings.len() == 1, "{report:?}");
+            assert_eq!(check(false).await.findings, []);
+            std::fs::remove_file(broken.unwrap()).unwrap();
+            assert!(check(true).await.is_well());
+            assert_eq!(check(false).await.findings, []);
+            host.engine.images.delete(&host.scope, &outside.reference.to_string(), None, true).await.unwrap();
+            host.assert_empty().await;
+        });
+    }
 }
 
 #[test]

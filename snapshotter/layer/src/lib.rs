@@ -31,5 +31,5 @@ pub use diff::{DiffError, DiffOptions, Times, Written, diff, diff_overlay};
 pub use erofs::{image_of_directory, image_of_tar};
 pub use estargz::{Estargz, EstargzError, estargz};
 pub use gantry_types::media_type::Compression;
-pub use sums::{CheckError, Checked, Difference, check};
+pub use sums::{CheckError, Checked, Difference, check, list_file};
 pub use unpack::{Unpacked, unpack, unpack_to_image};

@@ -195,6 +195,32 @@ impl Sums {
     }
 }
 
+/// Writes the list of a directory in which the one file `name` counts, durably: an image that holds a layer. Reads the
+/// file to its end.
+///
+/// # Errors
+/// When the file or the list cannot be read or written.
+pub fn list_file(directory: &Path, name: &str, list: &Path) -> io::Result<()> {
+    let mut file = File::open(directory.join(name))?;
+    let stat = rustix::fs::fstat(&file)?;
+    let (mut hasher, mut buffer, mut size) = (crc32fast::Hasher::new(), vec![0; 1 << 20], 0);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => {
+                hasher.update(&buffer[..length]);
+                size += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut sums = Sums::create(list)?;
+    sums.note(name.as_bytes(), &Note::File { meta: Meta::of(&stat), size, crc: Some(hasher.finalize()) })?;
+    sums.finish()?;
+    File::open(list)?.sync_all()
+}
+
 /// What is to be at each path.
 pub(crate) type Expected = BTreeMap<Box<[u8]>, Node>;
 

@@ -14,7 +14,7 @@ use gantry_mount::{btrfs, mountinfo};
 use gantry_types::{Filter, Labels, Mount};
 use rustix::fs::{FileType, Stat};
 
-use crate::contract::{Info, Kind, Snapshotter, Usage};
+use crate::contract::{Files, Info, Kind, Snapshotter, Usage};
 use crate::error::Error;
 use crate::graph::{Chain, Id};
 use crate::mapping::Mapping;
@@ -106,15 +106,34 @@ impl Inner {
         .map_err(Error::io("make the subvolume", &path))
     }
 
-    /// A commit that was broken off may have left its subvolume read-only.
+    /// A commit that was broken off may have left its subvolume read-only, and a mending one writable.
     fn heal(&self) -> Result<(), Error> {
         for (id, info) in self.store.walk(&Filter::default()) {
             let path = self.subvolume(id);
-            if info.kind == Kind::Active {
-                btrfs::set_read_only(&path, false).map_err(Error::io("make writable", &path))?;
+            match info.kind {
+                Kind::Active => btrfs::set_read_only(&path, false).map_err(Error::io("make writable", &path))?,
+                Kind::Committed => btrfs::set_read_only(&path, true).map_err(Error::io("make read-only", &path))?,
+                Kind::View => {}
             }
         }
         Ok(())
+    }
+
+    /// A subvolume goes to another directory only while it may be written to.
+    fn replace(&self, name: &str, key: &str) -> Result<(), Error> {
+        let (old, new) = (self.store.chain(name)?, self.store.mountable(key)?);
+        let path = self.subvolume(old.id);
+        if old.node.kind != Kind::Committed || new.node.kind != Kind::Active {
+            return Err(Error::WrongKind {
+                key: key.into(),
+                kind: new.node.kind,
+                operation: "put in place of another",
+            });
+        }
+        btrfs::set_read_only(&path, false).map_err(Error::io("make writable", &path))?;
+        let exchanged = self.store.exchange(name, key, "fs");
+        btrfs::set_read_only(&path, true).map_err(Error::io("make read-only", &path))?;
+        exchanged
     }
 
     fn mounts(&self, chain: &Chain) -> Result<Vec<Mount>, Error> {
@@ -257,6 +276,16 @@ impl Snapshotter for Btrfs {
         self.inner.store.stat(name)?;
         let inner = Arc::clone(&self.inner);
         blocking("sync", move || inner.store.sync_files()).await
+    }
+
+    fn files(&self, key: &str) -> Option<Files> {
+        let id = self.inner.store.chain(key).ok().filter(has_directory)?.id;
+        Some(Files { directory: self.inner.subvolume(id), sums: self.inner.store.sums(id), alone: false })
+    }
+
+    async fn replace(&self, name: &str, key: &str) -> Result<(), Error> {
+        let (inner, name, key) = (Arc::clone(&self.inner), name.to_owned(), key.to_owned());
+        blocking("replace", move || inner.replace(&name, &key)).await
     }
 
     fn root(&self) -> Option<&Path> {

@@ -8,6 +8,8 @@
 //! snapshots/N/.erofslayer   tells a differ that it may write `layer.erofs` at once
 //! ```
 //!
+//! The list of files of a committed snapshot names the image alone, whoever has made it.
+//!
 //! The mounts are containerd's, with its words for a mount manager: one `erofs` a layer, then `format/mkdir/overlay`.
 
 use std::fs::{self, File};
@@ -16,12 +18,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use gantry_layer::{Control, image_of_directory};
+use gantry_layer::{Control, image_of_directory, list_file};
 use gantry_mount::Tree;
 use gantry_types::{Filter, Labels, Mount};
 use rustix::fs::{Gid, IFlags, Uid};
 
-use crate::contract::{Info, Kind, Snapshotter, Usage};
+use crate::contract::{Files, Info, Kind, Snapshotter, Usage};
 use crate::error::Error;
 use crate::graph::{Chain, Id};
 use crate::mapping::Mapping;
@@ -148,19 +150,56 @@ impl Inner {
         if !image.exists() {
             self.convert(commit.id, &image)?;
         }
+        self.finish(commit.id)?;
+        sync_directory(&self.store.dir(commit.id).join(".."))?;
+        self.set_immutable(&image, true);
+        tree::usage_of_file(&image).map_err(Error::io("measure", &image))
+    }
+
+    /// The image is whole: it is sealed, listed and durable.
+    fn finish(&self, id: Id) -> Result<(), Error> {
+        let (image, sums) = (self.image(id), self.store.sums(id));
         let file = File::open(&image).map_err(Error::io("open", &image))?;
         if self.config.verity {
             gantry_mount::verity::enable(&file).map_err(Error::io("seal with fs-verity", &image))?;
         }
         file.sync_all().map_err(Error::io("sync", &image))?;
-        sync_directory(&self.store.dir(commit.id))?;
-        sync_directory(&self.store.dir(commit.id).join(".."))?;
-        if self.config.immutable
-            && let Err(error) = set_immutable(&file, true)
-        {
-            tracing::warn!(?image, %error, "a layer is not made immutable");
+        list_file(&self.store.dir(id), LAYER, &sums).map_err(Error::io("list the files of", &image))?;
+        sync_directory(&self.store.root().join("sums"))?;
+        sync_directory(&self.store.dir(id))
+    }
+
+    fn set_immutable(&self, image: &Path, immutable: bool) {
+        if !self.config.immutable {
+            return;
         }
-        tree::usage_of_file(&image).map_err(Error::io("measure", &image))
+        if let Err(error) = File::open(image).and_then(|file| set_immutable(&file, immutable)) {
+            tracing::warn!(?image, immutable, %error, "whether a layer can be changed is not as configured");
+        }
+    }
+
+    fn replace(&self, name: &str, key: &str) -> Result<(), Error> {
+        let (old, new) = (self.store.chain(name)?, self.store.mountable(key)?);
+        if old.node.kind != Kind::Committed || new.node.kind != Kind::Active {
+            return Err(Error::WrongKind {
+                key: key.into(),
+                kind: new.node.kind,
+                operation: "put in place of another",
+            });
+        }
+        let (lost, image) = (self.image(old.id), self.image(new.id));
+        if !image.exists() {
+            self.convert(new.id, &image)?;
+        }
+        self.finish(new.id)?;
+        if !lost.exists() {
+            // One that is gone needs a place to be exchanged with.
+            File::create(&lost).map_err(Error::io("make", &lost))?;
+        }
+        self.set_immutable(&lost, false);
+        self.store.exchange(name, key, LAYER)?;
+        self.set_immutable(&lost, true);
+        Ok(())
     }
 
     fn convert(&self, id: Id, image: &Path) -> Result<(), Error> {
@@ -367,6 +406,16 @@ impl Snapshotter for Erofs {
     async fn sync(&self, name: &str) -> Result<(), Error> {
         // A commit ends when the image is durable.
         self.inner.store.stat(name).map(drop)
+    }
+
+    fn files(&self, key: &str) -> Option<Files> {
+        let id = self.inner.store.chain(key).ok().filter(has_directory)?.id;
+        Some(Files { directory: self.inner.store.dir(id), sums: self.inner.store.sums(id), alone: false })
+    }
+
+    async fn replace(&self, name: &str, key: &str) -> Result<(), Error> {
+        let (inner, name, key) = (Arc::clone(&self.inner), name.to_owned(), key.to_owned());
+        blocking("replace", move || inner.replace(&name, &key)).await
     }
 
     fn capabilities(&self) -> &'static [&'static str] {

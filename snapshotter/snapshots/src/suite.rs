@@ -39,6 +39,7 @@ macro_rules! contract_tests {
             keys_are_opaque,
             of_many_who_prepare_a_key_one_wins,
             many_at_once_leave_a_sound_state,
+            files_are_put_in_the_place_of_broken_ones,
             all_is_there_after_opening_again
         );
     };
@@ -97,6 +98,28 @@ pub async fn layer(snapshots: &dyn Snapshotter, name: &str, parent: Option<&str>
     let mounts = snapshots.prepare(&key, parent, Labels::new()).await.unwrap();
     with(&mounts, change);
     snapshots.commit(name, &key, None, Labels::new()).await.unwrap();
+}
+
+/// For snapshotters that say where files lie.
+pub async fn files_are_put_in_the_place_of_broken_ones(subject: Subject) {
+    let Subject { snapshots, open, root } = subject;
+    layer(&*snapshots, "below", None, |root| fs::write(root.join("below"), "below").unwrap()).await;
+    layer(&*snapshots, "broken", Some("below"), |root| fs::write(root.join("file"), "wrong").unwrap()).await;
+    assert!(snapshots.files("broken").is_some_and(|files| files.directory.is_dir()));
+    let mounts = snapshots.prepare("fresh", Some("below"), Labels::new()).await.unwrap();
+    with(&mounts, |root| fs::write(root.join("file"), "right").unwrap());
+    assert_eq!(kind(snapshots.replace("fresh", "broken").await), ErrorKind::FailedPrecondition);
+    snapshots.replace("broken", "fresh").await.unwrap();
+    snapshots.remove("fresh").await.unwrap();
+    drop(snapshots);
+    let snapshots = open(&root);
+    let mounts = snapshots.view("look", Some("broken"), Labels::new()).await.unwrap();
+    with(&mounts, |root| {
+        assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "right");
+        assert_eq!(fs::read_to_string(root.join("below")).unwrap(), "below");
+        assert!(fs::write(root.join("more"), "").is_err(), "what is committed stays as it is");
+    });
+    layer(&*snapshots, "above", Some("broken"), |root| fs::write(root.join("file"), "above").unwrap()).await;
 }
 
 /// A description of everything below `root` that two equal trees share.

@@ -74,6 +74,7 @@ contract_on_btrfs!(
     keys_are_opaque,
     of_many_who_prepare_a_key_one_wins,
     many_at_once_leave_a_sound_state,
+    files_are_put_in_the_place_of_broken_ones,
     all_is_there_after_opening_again
 );
 
