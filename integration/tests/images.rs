@@ -182,3 +182,82 @@ fn an_image_is_shown_at_a_directory_until_it_is_unmounted() {
     daemon.assert_nothing_leaked();
     daemon.stop_clean();
 }
+
+/// A disk of its own for one daemon.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    fn new(lab: &Lab, name: &str, megabytes: u64) -> Disk {
+        let disk = Disk { image: lab.path(&format!("{name}.img")), at: lab.path(name) };
+        let file = std::fs::File::create(&disk.image).expect("make an image file");
+        file.set_len(megabytes << 20).expect("size the image file");
+        run("mkfs.ext4", &["-q", &disk.image.to_string_lossy()]);
+        std::fs::create_dir_all(&disk.at).expect("make a directory");
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        run("mount", &["-o", "loop", &self.image.to_string_lossy(), &self.at.to_string_lossy()]);
+    }
+
+    /// Leaves this many megabytes free.
+    fn fill(&self, megabytes: u64) -> PathBuf {
+        let at = self.at.to_string_lossy();
+        let free: u64 = run("stat", &["-f", "-c", "%a", &at]).trim().parse().expect("a number of blocks");
+        let size: u64 = run("stat", &["-f", "-c", "%S", &at]).trim().parse().expect("the size of a block");
+        let filler = self.at.join("filler");
+        let length = (free * size).saturating_sub(megabytes << 20);
+        run("fallocate", &["-l", &length.to_string(), &filler.to_string_lossy()]);
+        filler
+    }
+}
+
+#[test]
+fn a_pull_onto_a_full_or_broken_disk_is_refused_whole_and_works_once_the_disk_does() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let root = lab.path("noise");
+    std::fs::create_dir_all(&root).expect("make a directory");
+    run(
+        "dd",
+        &["if=/dev/urandom", &format!("of={}", root.join("noise").display()), "bs=1M", "count=24", "status=none"],
+    );
+    let image = Image::new(&lab, "noise").layer(&root).push(&registry.host(), "noise");
+    let disk = Disk::new(&lab, "g", 640);
+    let mut daemon = Daemon::start(&lab);
+    let refused = |daemon: &Daemon, why: &str| {
+        let out = daemon.ctr(&["images", "pull", "--plain-http", &image]);
+        assert!(out.code != 0 && out.stderr.to_lowercase().contains(why), "{out}");
+        assert_eq!(daemon.gctr(&["--json", "images"]).ok(), "", "no half image");
+        daemon.gctr(&["version"]).ok();
+    };
+    // No room for the blob, then none for its files.
+    for megabytes in [12, 34] {
+        let filler = disk.fill(megabytes);
+        refused(&daemon, "no space left");
+        std::fs::remove_file(filler).expect("make room");
+    }
+    daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+    daemon.ctr(&["images", "rm", "--sync", &image]).ok();
+    // The kernel lets nobody write to a disk that has failed.
+    let at = disk.at.to_string_lossy().into_owned();
+    run("mount", &["-o", "remount,abort", &at]);
+    let out = daemon.ctr(&["images", "pull", "--plain-http", &image]);
+    assert!(out.code != 0, "{out}");
+    daemon.gctr(&["version"]).ok();
+    daemon.crash();
+    run("umount", &[&at]);
+    let _ = std::process::Command::new("e2fsck").args(["-fy", &disk.image.to_string_lossy()]).output();
+    disk.mount();
+    daemon.restart();
+    daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+    let report = daemon.gctr(&["fsck"]);
+    assert!(report.ok().contains("checked"), "{report}");
+    daemon.ctr(&["images", "rm", "--sync", &image]).ok();
+    daemon.assert_nothing_leaked();
+    daemon.stop_clean();
+}

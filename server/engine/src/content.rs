@@ -98,9 +98,20 @@ impl Content {
         // Runs to its end when the caller goes away: a directory that comes after its record has gone would be nobody's.
         let opening = tokio::spawn(async move {
             let ingests = core.db.ingests(&of.namespace);
-            let ingest = ingests.open(&name, expected.clone(), expires, lease(&of)).await?;
-            let options = WriterOptions { reference: ingest.internal, total, expected };
-            Ok::<_, Error>(core.store.writer(options).await)
+            loop {
+                let internal = ingests.open(&name, expected.clone(), expires, lease(&of)).await?.internal;
+                let options = WriterOptions { reference: internal.clone(), total, expected: expected.clone() };
+                let opened = core.store.writer(options).await;
+                if opened.is_err() || ingests.get(&name).is_ok_and(|now| now.internal == internal) {
+                    return Ok::<_, Error>(opened);
+                }
+                // Ended by another call since its record was looked up, and the directory is nobody's: once more.
+                drop(opened);
+                match core.store.abort(&internal).await {
+                    Err(StoreError::IngestNotFound { .. }) | Ok(()) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         });
         let inner = match opening.await.map_err(Error::task("open an ingest"))?? {
             Ok(writer) => Inner::Open(writer),
