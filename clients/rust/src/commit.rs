@@ -76,7 +76,7 @@ impl Client {
         let layer = made?;
         let diff_id = layer.annotations.get(labels::UNCOMPRESSED).cloned();
         let diff_id = diff_id.ok_or_else(|| Error::malformed("layer", "the daemon did not say its diff id"))?;
-        let config: Value = self.document(&image.manifest.config().digest().to_string()).await?;
+        let config: Value = self.document(image.manifest.config().digest().as_ref()).await?;
         let config = configured(config, record, commit, &diff_id)?;
         let mut chain = image.config.rootfs().diff_ids().clone();
         chain.push(diff_id);
