@@ -16,6 +16,7 @@ mod pull;
 mod rows;
 mod runtime;
 mod table;
+mod tasks;
 
 use std::path::Path;
 
@@ -42,6 +43,7 @@ fn main() {
     section(&wanted, &mut table, rows::ALL, Pair::new);
     section(&wanted, &mut table, api::ALL, api::Stores::new);
     section(&wanted, &mut table, runtime::ALL, runtime::Bundle::new);
+    section(&wanted, &mut table, tasks::ALL, tasks::Tasks::new);
     section(&wanted, &mut table, pull::ALL, pull::Pulls::new);
     section(&wanted, &mut table, cri::ALL, cri::Pods::new);
     println!("{table}");

@@ -43,6 +43,9 @@ type load struct {
 	filter      string
 	prefix      string
 	daemon      int
+	rootfs      string
+	cgroup      string
+	keep        bool
 	connections []*grpc.ClientConn
 }
 
@@ -69,6 +72,9 @@ func main() {
 	flag.IntVar(&l.containers, "containers", 10000, "containers that are in the store")
 	flag.StringVar(&l.filter, "filter", "", "filter of a listing")
 	flag.StringVar(&l.prefix, "prefix", "w", "what names of new objects begin with")
+	flag.StringVar(&l.rootfs, "rootfs", "", "root file system of tasks; beside it an empty directory of that name and -below")
+	flag.StringVar(&l.cgroup, "cgroup", "/load", "control group of tasks")
+	flag.BoolVar(&l.keep, "keep", false, "leave the tasks that were started")
 	flag.IntVar(&l.daemon, "pid", 0, "process of the daemon, to tell its CPU time")
 	flag.Parse()
 	if err := l.dial(*connections); err != nil {

@@ -35,6 +35,10 @@ var workloads = map[string]workload{
 	"content-read":   read,
 	"content-write":  write,
 	"events":         fanOut,
+	"task-life":      taskLife,
+	"task-start":     taskStart,
+	"task-end":       taskEnd,
+	"task-exec":      taskExec,
 	// The same by a client that costs next to nothing.
 	"wire-list":          listOnWire,
 	"wire-list-stream":   listStreamOnWire,

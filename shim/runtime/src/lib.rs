@@ -39,4 +39,5 @@ pub use criu::{CgroupMode, CriuOptions};
 pub use error::{Error, Result};
 pub use features::features;
 pub use spec::{Process, Resources, Spec, State};
+pub use state::start_time;
 pub use stats::Stats;

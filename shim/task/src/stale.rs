@@ -26,14 +26,8 @@ pub struct Identity {
 impl Identity {
     /// Who has this process id now; a dead one that was not reaped yet is nobody.
     pub fn of(pid: u32) -> Option<Identity> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in field 2 may hold anything; fields are counted behind its closing bracket.
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        if matches!(fields.next()?, "Z" | "X") {
-            return None;
-        }
-        let started = fields.nth(18)?.parse().ok()?;
-        Some(Identity { pid, started })
+        let (started, dead) = gantry_runtime::start_time(i32::try_from(pid).ok()?)?;
+        (!dead).then_some(Identity { pid, started })
     }
 
     /// Whether it still lives.
