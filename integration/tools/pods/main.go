@@ -3,8 +3,8 @@
 //
 //	pods -socket PATH -image NAME -id ID cycle COUNT     pods one after the other: pod, container, remove
 //	pods … burst COUNT                                   all at once: each
-//	pods … fill COUNT                                    pods with a container each, that stay
-//	pods … ask COUNT                                     lists and status of what there is: list, status
+//	pods … fill COUNT [CONTAINERS]                       pods with a container each, or so many, that stay
+//	pods … ask COUNT                                     lists, and the status of every container: list, status
 //	pods … exec COUNT                                    commands in the first container: exec
 //	pods … stats COUNT                                   figures of all containers: stats
 //	pods … clear                                         removes all there is
@@ -57,7 +57,9 @@ func main() {
 	}
 	c := &client{RuntimeServiceClient: cri.NewRuntimeServiceClient(conn), ctx: context.Background(), image: *image, id: *id, took: map[string][]float64{}}
 	count, _ := strconv.Atoi(flag.Arg(1))
-	verbs := map[string]func(int){"cycle": c.cycle, "burst": c.burst, "fill": c.fill, "ask": c.ask, "exec": c.exec, "stats": c.stats, "clear": c.clear}
+	each, _ := strconv.Atoi(flag.Arg(2))
+	fill := func(count int) { c.fill(count, max(each, 1)) }
+	verbs := map[string]func(int){"cycle": c.cycle, "burst": c.burst, "fill": fill, "ask": c.ask, "exec": c.exec, "stats": c.stats, "clear": c.clear}
 	verb, known := verbs[flag.Arg(0)]
 	if !known {
 		log.Fatalf("unknown verb %q", flag.Arg(0))
@@ -82,10 +84,10 @@ func (c *client) run(number int) (string, *cri.PodSandboxConfig, error) {
 	return ran.GetPodSandboxId(), config, err
 }
 
-func (c *client) start(pod string, config *cri.PodSandboxConfig) error {
+func (c *client) start(pod string, config *cri.PodSandboxConfig, name string) error {
 	made, err := c.CreateContainer(c.ctx, &cri.CreateContainerRequest{PodSandboxId: pod, SandboxConfig: config, Config: &cri.ContainerConfig{
-		Metadata: &cri.ContainerMetadata{Name: "main"}, Image: &cri.ImageSpec{Image: c.image},
-		Command: []string{"sleep", "100000"}, LogPath: "main.log", Linux: &cri.LinuxContainerConfig{},
+		Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: c.image},
+		Command: []string{"sleep", "100000"}, LogPath: name + ".log", Linux: &cri.LinuxContainerConfig{},
 	}})
 	if err != nil {
 		return err
@@ -107,7 +109,7 @@ func (c *client) cycle(count int) {
 		var pod string
 		var config *cri.PodSandboxConfig
 		c.time("pod", func() (err error) { pod, config, err = c.run(number); return err })
-		c.time("container", func() error { return c.start(pod, config) })
+		c.time("container", func() error { return c.start(pod, config, "main") })
 		c.time("remove", func() error { return c.remove(pod) })
 	}
 }
@@ -123,7 +125,7 @@ func (c *client) burst(count int) {
 					if pods[number] = pod; err != nil {
 						return err
 					}
-					return c.start(pod, config)
+					return c.start(pod, config, "main")
 				})
 			})
 		}
@@ -137,16 +139,28 @@ func (c *client) burst(count int) {
 	}
 }
 
-func (c *client) fill(count int) {
+func (c *client) fill(count, each int) {
+	var all sync.WaitGroup
+	numbers := make(chan int, count)
 	for number := range count {
-		pod, config, err := c.run(number)
-		if err == nil {
-			err = c.start(pod, config)
-		}
-		if err != nil {
-			log.Fatal(err)
-		}
+		numbers <- number
 	}
+	close(numbers)
+	// Some at a time, as a kubelet does.
+	for range 4 {
+		all.Go(func() {
+			for number := range numbers {
+				pod, config, err := c.run(number)
+				for at := 0; at < each && err == nil; at++ {
+					err = c.start(pod, config, fmt.Sprintf("main%d", at))
+				}
+				if err != nil {
+					log.Fatal(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 func (c *client) containers() []*cri.Container {
@@ -159,10 +173,11 @@ func (c *client) containers() []*cri.Container {
 
 func (c *client) ask(count int) {
 	all := c.containers()
-	for number := range count {
+	for range count {
 		c.time("list", func() error { c.containers(); return nil })
 		c.time("list", func() error { _, err := c.ListPodSandbox(c.ctx, &cri.ListPodSandboxRequest{}); return err })
-		one := all[number%len(all)]
+	}
+	for _, one := range all {
 		c.time("status", func() error {
 			_, err := c.ContainerStatus(c.ctx, &cri.ContainerStatusRequest{ContainerId: one.Id})
 			return err

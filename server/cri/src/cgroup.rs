@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gantry_engine::containers::Container as Record;
 use gantry_engine::spec::oci_spec::runtime::Spec;
 
 use crate::{Cri, Error, Result};
@@ -60,9 +61,16 @@ impl Cgroups {
         std::fs::read_to_string(self.directory(controller, path)?.join(file)).ok()
     }
 
-    fn directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
+    /// Where a cgroup of [`path_of`] is; none where the controller is missing.
+    pub(crate) fn directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let root = self.v2.as_ref().or_else(|| self.v1.get(controller))?;
         Some(root.join(path.trim_start_matches('/')))
+    }
+
+    /// A hierarchy of one controller of v1 at a directory.
+    #[cfg(test)]
+    pub(crate) fn at(place: &Path, controller: &str) -> Cgroups {
+        Cgroups { v1: [(controller.to_owned(), place.to_owned())].into(), ..Cgroups::default() }
     }
 
     /// Whether the kernel killed a process of a container for want of memory.
@@ -97,11 +105,15 @@ impl Cgroups {
 impl Cri {
     /// The cgroup of a container or pod by its record.
     pub(crate) async fn cgroup_of(&self, id: &str) -> Option<String> {
-        let record = self.engine.containers.get(&self.scope, id).await.ok()?;
-        let spec: Spec = serde_json::from_slice(&record.spec?.value).ok()?;
-        let path = spec.linux().as_ref()?.cgroups_path().clone()?;
-        Some(path_of(&path.to_string_lossy()))
+        of_record(&self.engine.containers.get(&self.scope, id).await.ok()?)
     }
+}
+
+/// The cgroup that a record's configuration names.
+pub(crate) fn of_record(record: &Record) -> Option<String> {
+    let spec: Spec = serde_json::from_slice(&record.spec.as_ref()?.value).ok()?;
+    let path = spec.linux().as_ref()?.cgroups_path().clone()?;
+    Some(path_of(&path.to_string_lossy()))
 }
 
 /// The path of a cgroup within its hierarchy: as it stands, or for `SLICE:PREFIX:NAME` where systemd puts it.
@@ -126,6 +138,17 @@ pub(crate) fn value(text: &str, key: &str) -> Option<u64> {
     pairs.find(|(name, _)| *name == key).and_then(|(_, value)| value.trim().parse().ok())
 }
 
+/// The numbers behind these keys in such a file, in one pass; 0 for a key that is missing.
+pub(crate) fn values<const N: usize>(text: &str, keys: [&str; N]) -> [u64; N] {
+    let mut found = [0; N];
+    for (name, number) in text.lines().filter_map(|line| line.split_once(' ')) {
+        if let Some(at) = keys.iter().position(|key| *key == name) {
+            found[at] = number.trim().parse().unwrap_or_default();
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +166,6 @@ mod tests {
     fn a_value_is_found_by_its_whole_key() {
         assert_eq!(value("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), Some(3));
         assert_eq!(value("a 1\n", "b"), None);
+        assert_eq!(values("a 1\nbb 2\nc x\n", ["bb", "a", "d", "c"]), [2, 1, 0, 0]);
     }
 }

@@ -110,7 +110,10 @@ pub struct RuntimeHandler {
     pub snapshotter: String,
     /// `podsandbox` (the daemon holds the pod), `shim`, or the name of a proxy plug-in.
     pub sandboxer: String,
-    /// No pause image is pulled for this handler.
+    /// A pod's namespaces are held by the program of the pause image (`pinned_images.sandbox`) instead of the shim. Not a
+    /// key of containerd's, where it is always so.
+    pub pause_image: bool,
+    /// No pause image is pulled for this handler: it must be there.
     pub disable_pause_image_pull: bool,
     /// `fifo` or `streaming`; empty: `fifo`.
     pub io_type: String,
@@ -290,6 +293,7 @@ impl Default for RuntimeHandler {
             cni_max_conf_num: 0,
             snapshotter: String::new(),
             sandboxer: "podsandbox".into(),
+            pause_image: false,
             disable_pause_image_pull: false,
             io_type: String::new(),
         }

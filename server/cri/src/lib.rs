@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod exec;
 mod files;
+mod gauge;
 mod handlers;
 mod images;
 mod metrics;

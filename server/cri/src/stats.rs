@@ -1,17 +1,26 @@
 //! What pods and containers use, read from their cgroups' files without asking a shim.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gantry_api::pb::runtime::v1 as wire;
 
-use crate::cgroup::value;
+use crate::cgroup::{Cgroups, value, values};
 use crate::containers::Container;
+use crate::gauge::Gauge;
+use crate::images::Layer;
 use crate::pods::{Pod, selects};
 use crate::{Cri, Result};
 
 /// Limits at and above this are none (v1 writes the largest multiple of a page).
 const UNLIMITED: u64 = 1 << 62;
+
+/// Where the figures of a container are read.
+pub(crate) struct Meter {
+    /// None where it has no cgroup.
+    pub(crate) gauge: Option<Gauge>,
+    pub(crate) layer: Layer,
+}
 
 /// Earlier readings of CPU time by id, to tell rates.
 #[derive(Default)]
@@ -58,29 +67,55 @@ impl Cri {
         &self,
         filter: Option<&wire::ContainerStatsFilter>,
     ) -> Vec<wire::ContainerStats> {
-        let fits = |container: &Container| {
+        let fits = |container: &Arc<Container>| {
             filter.is_none_or(|filter| {
                 container.id.starts_with(&filter.id)
                     && container.pod.starts_with(&filter.pod_sandbox_id)
                     && selects(&filter.label_selector, &container.config().labels)
             })
         };
-        let mut all = Vec::new();
-        for container in self.containers.all().iter().filter(|container| fits(container)) {
+        let mut all = self.containers.all();
+        all.retain(fits);
+        self.all_figures(&all).await
+    }
+
+    async fn all_figures(&self, containers: &[Arc<Container>]) -> Vec<wire::ContainerStats> {
+        let mut all = Vec::with_capacity(containers.len());
+        for (at, container) in containers.iter().enumerate() {
             all.push(self.figures(container).await);
+            // Reading does not wait for anything: others get their turn.
+            if at % 32 == 31 {
+                tokio::task::yield_now().await;
+            }
         }
         all
+    }
+
+    /// Where a container's figures are read.
+    pub(crate) async fn meter<'c>(&self, container: &'c Container) -> Option<&'c Meter> {
+        if let Some(meter) = container.meter.get() {
+            return Some(meter);
+        }
+        let record = self.engine.containers.get(&self.scope, &container.id).await.ok()?;
+        let gauge = crate::cgroup::of_record(&record).map(Gauge::new);
+        let layer = self.layer_of(&record);
+        Some(container.meter.get_or_init(|| Meter { gauge, layer }))
     }
 
     async fn figures(&self, container: &Container) -> wire::ContainerStats {
         let config = container.config();
         let running = container.state() == wire::ContainerState::ContainerRunning;
-        let path = if running { self.cgroup_of(&container.id).await } else { None };
-        let record = self.engine.containers.get(&self.scope, &container.id).await.ok();
-        let layer = match record {
-            Some(record) => self.writable_layer(&record.snapshotter, &record.snapshot_key).await.ok(),
+        let meter = self.meter(container).await;
+        let gauge = meter.and_then(|meter| meter.gauge.as_ref());
+        if let Some(gauge) = gauge.filter(|_| !running) {
+            gauge.close();
+        }
+        let reading = gauge.filter(|_| running).map(|gauge| Reading { cgroups: &self.cgroups, gauge });
+        let layer = match meter {
+            Some(meter) => self.writable_layer(&meter.layer).await,
             None => None,
         };
+        let (memory, swap) = reading.as_ref().map(Reading::memory).unwrap_or_default();
         wire::ContainerStats {
             attributes: Some(wire::ContainerAttributes {
                 id: container.id.clone(),
@@ -88,78 +123,18 @@ impl Cri {
                 labels: config.labels.clone(),
                 annotations: config.annotations.clone(),
             }),
-            cpu: path.as_deref().and_then(|path| self.cpu(&container.id, path)),
-            memory: path.as_deref().and_then(|path| self.memory(path)),
+            cpu: reading.as_ref().and_then(|reading| reading.cpu(&self.rates, &container.id)),
+            memory,
             writable_layer: layer,
-            swap: path.as_deref().and_then(|path| self.swap(path)),
-            io: path.as_deref().and_then(|path| self.io(path)),
+            swap,
+            io: reading.as_ref().and_then(Reading::io),
         }
-    }
-
-    /// For how long processes of a cgroup waited for a resource, where the kernel tells that by cgroup.
-    fn pressure(&self, controller: &str, path: &str) -> Option<wire::PsiStats> {
-        let text =
-            self.cgroups.read(controller, path, &format!("{controller}.pressure")).filter(|_| self.cgroups.is_v2())?;
-        Some(wire::PsiStats { full: stalls(&text, "full"), some: stalls(&text, "some") })
-    }
-
-    fn io(&self, path: &str) -> Option<wire::IoUsage> {
-        Some(wire::IoUsage { timestamp: crate::now(), psi: Some(self.pressure("io", path)?) })
-    }
-
-    fn cpu(&self, id: &str, path: &str) -> Option<wire::CpuUsage> {
-        let usage = if self.cgroups.is_v2() {
-            value(&self.cgroups.read("cpu", path, "cpu.stat")?, "usage_usec")?.saturating_mul(1000)
-        } else {
-            self.cgroups.read("cpuacct", path, "cpuacct.usage")?.trim().parse().ok()?
-        };
-        let timestamp = crate::now();
-        let rate = self.rates.nano_cores(id, timestamp, usage);
-        let (usage_core_nano_seconds, usage_nano_cores) = (some(usage), some(rate));
-        Some(wire::CpuUsage { timestamp, usage_core_nano_seconds, usage_nano_cores, psi: self.pressure("cpu", path) })
-    }
-
-    fn memory(&self, path: &str) -> Option<wire::MemoryUsage> {
-        let v2 = self.cgroups.is_v2();
-        let pick = |v1: &'static str, unified: &'static str| if v2 { unified } else { v1 };
-        let read = |file: &str| self.cgroups.read("memory", path, file);
-        let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
-        let usage = number(pick("memory.usage_in_bytes", "memory.current"))?;
-        let limit = number(pick("memory.limit_in_bytes", "memory.max")).filter(|limit| *limit < UNLIMITED);
-        let stat = read("memory.stat")?;
-        let of = |v1: &'static str, unified: &'static str| value(&stat, pick(v1, unified)).unwrap_or_default();
-        let working_set = usage.saturating_sub(of("total_inactive_file", "inactive_file"));
-        Some(wire::MemoryUsage {
-            timestamp: crate::now(),
-            working_set_bytes: some(working_set),
-            available_bytes: some(limit.map_or(0, |limit| limit.saturating_sub(working_set))),
-            usage_bytes: some(usage),
-            rss_bytes: some(of("total_rss", "anon")),
-            page_faults: some(of("pgfault", "pgfault")),
-            major_page_faults: some(of("pgmajfault", "pgmajfault")),
-            psi: self.pressure("memory", path),
-        })
-    }
-
-    fn swap(&self, path: &str) -> Option<wire::SwapUsage> {
-        let number = |file: &str| self.cgroups.read("memory", path, file)?.trim().parse::<u64>().ok();
-        let (used, limit) = if self.cgroups.is_v2() {
-            (number("memory.swap.current")?, number("memory.swap.max"))
-        } else {
-            let (both, memory) = (number("memory.memsw.usage_in_bytes")?, number("memory.usage_in_bytes")?);
-            (both.saturating_sub(memory), number("memory.memsw.limit_in_bytes"))
-        };
-        let limit = limit.filter(|limit| *limit < UNLIMITED);
-        Some(wire::SwapUsage {
-            timestamp: crate::now(),
-            swap_available_bytes: some(limit.map_or(0, |limit| limit.saturating_sub(used))),
-            swap_usage_bytes: some(used),
-        })
     }
 
     /// One pod's figures.
     pub(crate) async fn pod_stats(&self, id: &str) -> Result<wire::PodSandboxStats> {
-        Ok(self.figures_of_pod(&*self.pods.get(id)?).await)
+        let pod = self.pods.get(id)?;
+        Ok(self.figures_of_pod(&pod, &self.containers.of_pod(&pod.id)).await)
     }
 
     /// Figures of the pods that a filter selects.
@@ -172,31 +147,25 @@ impl Cri {
                 pod.id.starts_with(&filter.id) && selects(&filter.label_selector, &pod.config().labels)
             })
         };
+        let mut of_pods = self.containers.by_pod();
         let mut all = Vec::new();
         for pod in self.pods.all().iter().filter(|pod| pod.is_ready() && fits(pod)) {
-            all.push(self.figures_of_pod(pod).await);
+            all.push(self.figures_of_pod(pod, &of_pods.remove(&pod.id).unwrap_or_default()).await);
         }
         all
     }
 
-    async fn figures_of_pod(&self, pod: &Pod) -> wire::PodSandboxStats {
+    async fn figures_of_pod(&self, pod: &Pod, containers: &[Arc<Container>]) -> wire::PodSandboxStats {
         let config = pod.config();
-        let filter = wire::ContainerStatsFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() };
-        let containers = self.list_container_stats(Some(&filter)).await;
-        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
-        // Without a parent the pod's processes have no cgroup in common but that of the sandbox.
-        let path = match parent.as_str() {
-            "" => self.cgroup_of(&pod.id).await,
-            parent => Some(pod_cgroup(parent)),
-        };
-        let pid = pod.facts().pid;
+        let containers = self.all_figures(containers).await;
+        let reading = self.gauge_of_pod(pod).await.map(|gauge| Reading { cgroups: &self.cgroups, gauge });
         let linux = wire::LinuxPodSandboxStats {
-            cpu: path.as_deref().and_then(|path| self.cpu(&pod.id, path)),
-            memory: path.as_deref().and_then(|path| self.memory(path)),
-            network: network_usage(pid),
-            process: path.as_deref().and_then(|path| self.processes(path)),
+            cpu: reading.as_ref().and_then(|reading| reading.cpu(&self.rates, &pod.id)),
+            memory: reading.as_ref().and_then(|reading| reading.memory().0),
+            network: network_usage(pod.facts().pid),
+            process: reading.as_ref().and_then(Reading::processes),
             containers,
-            io: path.as_deref().and_then(|path| self.io(path)),
+            io: reading.as_ref().and_then(Reading::io),
         };
         wire::PodSandboxStats {
             attributes: Some(wire::PodSandboxAttributes {
@@ -210,8 +179,102 @@ impl Cri {
         }
     }
 
-    fn processes(&self, path: &str) -> Option<wire::ProcessUsage> {
-        let count = self.cgroups.read("pids", path, "pids.current")?.trim().parse().ok()?;
+    async fn gauge_of_pod<'p>(&self, pod: &'p Pod) -> Option<&'p Gauge> {
+        if let Some(gauge) = pod.gauge.get() {
+            return Some(gauge);
+        }
+        let config = pod.config();
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
+        // Without a parent the pod's processes have no cgroup in common but that of the sandbox.
+        let path = match parent {
+            "" => self.cgroup_of(&pod.id).await?,
+            parent => pod_cgroup(parent),
+        };
+        Some(pod.gauge.get_or_init(|| Gauge::new(path)))
+    }
+}
+
+/// What is read of one cgroup.
+struct Reading<'a> {
+    cgroups: &'a Cgroups,
+    gauge: &'a Gauge,
+}
+
+impl Reading<'_> {
+    fn read(&self, controller: &str, file: &str) -> Option<String> {
+        self.gauge.read(self.cgroups, controller, file)
+    }
+
+    fn number(&self, controller: &str, file: &str) -> Option<u64> {
+        self.read(controller, file)?.trim().parse().ok()
+    }
+
+    /// For how long processes of the cgroup waited for a resource, where the kernel tells that by cgroup.
+    fn pressure(&self, controller: &str) -> Option<wire::PsiStats> {
+        if !self.cgroups.is_v2() {
+            return None;
+        }
+        let text = self.read(controller, &format!("{controller}.pressure"))?;
+        Some(wire::PsiStats { full: stalls(&text, "full"), some: stalls(&text, "some") })
+    }
+
+    fn io(&self) -> Option<wire::IoUsage> {
+        Some(wire::IoUsage { timestamp: crate::now(), psi: Some(self.pressure("io")?) })
+    }
+
+    fn cpu(&self, rates: &Rates, id: &str) -> Option<wire::CpuUsage> {
+        let usage = if self.cgroups.is_v2() {
+            value(&self.read("cpu", "cpu.stat")?, "usage_usec")?.saturating_mul(1000)
+        } else {
+            self.number("cpuacct", "cpuacct.usage")?
+        };
+        let timestamp = crate::now();
+        let rate = rates.nano_cores(id, timestamp, usage);
+        let (usage_core_nano_seconds, usage_nano_cores) = (some(usage), some(rate));
+        Some(wire::CpuUsage { timestamp, usage_core_nano_seconds, usage_nano_cores, psi: self.pressure("cpu") })
+    }
+
+    /// Memory, and what of it was swapped out.
+    fn memory(&self) -> (Option<wire::MemoryUsage>, Option<wire::SwapUsage>) {
+        let v2 = self.cgroups.is_v2();
+        let pick = |v1: &'static str, unified: &'static str| if v2 { unified } else { v1 };
+        let usage = self.number("memory", pick("memory.usage_in_bytes", "memory.current"));
+        let (Some(usage), Some(stat)) = (usage, self.read("memory", "memory.stat")) else { return (None, None) };
+        let limit = self.number("memory", pick("memory.limit_in_bytes", "memory.max"));
+        let keys = [pick("total_inactive_file", "inactive_file"), pick("total_rss", "anon"), "pgfault", "pgmajfault"];
+        let [inactive, anonymous, faults, major] = values(&stat, keys);
+        let working_set = usage.saturating_sub(inactive);
+        let limit = limit.filter(|limit| *limit < UNLIMITED);
+        let memory = wire::MemoryUsage {
+            timestamp: crate::now(),
+            working_set_bytes: some(working_set),
+            available_bytes: some(limit.map_or(0, |limit| limit.saturating_sub(working_set))),
+            usage_bytes: some(usage),
+            rss_bytes: some(anonymous),
+            page_faults: some(faults),
+            major_page_faults: some(major),
+            psi: self.pressure("memory"),
+        };
+        (Some(memory), self.swap(&stat))
+    }
+
+    /// `stat` is the cgroup's `memory.stat`: without accounting of swap v1 says nothing of it there.
+    fn swap(&self, stat: &str) -> Option<wire::SwapUsage> {
+        let (used, limit) = if self.cgroups.is_v2() {
+            (self.number("memory", "memory.swap.current")?, self.number("memory", "memory.swap.max"))
+        } else {
+            (value(stat, "total_swap")?, self.number("memory", "memory.memsw.limit_in_bytes"))
+        };
+        let limit = limit.filter(|limit| *limit < UNLIMITED);
+        Some(wire::SwapUsage {
+            timestamp: crate::now(),
+            swap_available_bytes: some(limit.map_or(0, |limit| limit.saturating_sub(used))),
+            swap_usage_bytes: some(used),
+        })
+    }
+
+    fn processes(&self) -> Option<wire::ProcessUsage> {
+        let count = self.number("pids", "pids.current")?;
         Some(wire::ProcessUsage { timestamp: crate::now(), process_count: some(count) })
     }
 }

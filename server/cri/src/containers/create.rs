@@ -18,13 +18,10 @@ use crate::events::Kind;
 use crate::handlers::runtime_of;
 use crate::images::Image;
 use crate::nri::Hold;
-use crate::pods::{Pod, SPEC_TYPE, absent, kind_labels, namespaces_of, user_ranges};
+use crate::pods::{Pod, SPEC_TYPE, absent, kind_labels, mapping, namespaces_of, user_ranges};
 use crate::spec::{Accounts, Plan, identity, limits_of, mounts_check, options_of, security_of};
 use crate::stages::{LONG, PATIENCE, SHORT, Stages};
 use crate::{Cri, Error, Result};
-
-/// Labels by which a snapshotter maps ids into a user namespace.
-const MAPPING: [&str; 2] = ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
 
 /// What is made, step by step.
 struct Making {
@@ -91,12 +88,9 @@ impl Cri {
         let ready = stages.run("mounting volumes of images", LONG, volumes).await?;
         let users = user_ranges("config.linux.security_context.namespace_options", &namespaces_of(&pod.config()))?;
         let ranges = users.map(|(uids, _)| uids);
-        let labels = ranges.iter().flatten().flat_map(|r| {
-            let text = format!("{}:{}:{}", r.container, r.host, r.size);
-            MAPPING.map(|key| (key.to_owned(), text.clone()))
-        });
+        let labels = mapping(ranges.as_deref());
         let prepare = async {
-            self.engine.snapshots.prepare(&self.scope, snapshotter, id, &top, labels.collect()).await?;
+            self.engine.snapshots.prepare(&self.scope, snapshotter, id, &top, labels).await?;
             self.fill_volumes(id, snapshotter, &ready.volumes).await
         };
         stages.run("making the snapshot", PATIENCE, prepare).await?;
@@ -198,7 +192,7 @@ impl Cri {
     }
 
     /// Name of the snapshot that an image is unpacked to.
-    pub(super) async fn unpacked(&self, image: &Image, unpack: &Unpack) -> Result<String> {
+    pub(crate) async fn unpacked(&self, image: &Image, unpack: &Unpack) -> Result<String> {
         let snapshotter = match unpack.snapshotter.as_str() {
             "" => self.engine.snapshots.default_name(),
             name => name,

@@ -11,8 +11,8 @@ mod stop;
 mod update;
 mod volumes;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gantry_api::pb::runtime::v1 as wire;
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ pub(crate) use record::Facts;
 pub(crate) use status::{state_of, status_of};
 pub(crate) use update::merge;
 
+use crate::stats::Meter;
 use crate::{Error, Result};
 
 /// One container.
@@ -37,6 +38,8 @@ pub(crate) struct Container {
     pub(crate) gate: tokio::sync::Mutex<()>,
     /// Whether plug-ins were told of its end.
     pub(crate) told_stop: tokio::sync::Mutex<bool>,
+    /// Where its figures are read, once somebody has asked for them.
+    pub(crate) meter: OnceLock<Meter>,
 }
 
 impl Container {
@@ -55,6 +58,7 @@ impl Container {
             facts: watch::Sender::new(facts),
             created_at,
             gate: tokio::sync::Mutex::default(),
+            meter: OnceLock::new(),
         })
     }
 
@@ -109,6 +113,15 @@ impl Containers {
     /// Those of a pod, by id.
     pub(crate) fn of_pod(&self, pod: &str) -> Vec<Arc<Container>> {
         self.lock().values().filter(|container| container.pod == pod).cloned().collect()
+    }
+
+    /// All of them, by the pod they are of.
+    pub(crate) fn by_pod(&self) -> HashMap<String, Vec<Arc<Container>>> {
+        let mut all: HashMap<String, Vec<Arc<Container>>> = HashMap::new();
+        for container in self.lock().values() {
+            all.entry(container.pod.clone()).or_default().push(Arc::clone(container));
+        }
+        all
     }
 
     pub(crate) fn insert(&self, container: &Arc<Container>) {

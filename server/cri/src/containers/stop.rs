@@ -10,7 +10,7 @@ use super::Container;
 use super::create::container_name;
 use crate::events::Kind;
 use crate::images::Image;
-use crate::pods::{absent, found};
+use crate::pods::{absent, found, found_record};
 use crate::{Cri, Error, Result};
 
 const SIGKILL: i32 = 9;
@@ -82,7 +82,7 @@ impl Cri {
         }
         let id = &container.id;
         self.remove_task(id).await;
-        let record = found_record(self, id).await?;
+        let record = found_record(self.engine.containers.get(&self.scope, id).await)?;
         let snapshotter = record.map(|record| record.snapshotter).unwrap_or_default();
         self.remove_volumes(id, &snapshotter).await?;
         absent(self.engine.snapshots.remove(&self.scope, &snapshotter, id).await)?;
@@ -99,13 +99,6 @@ impl Cri {
             self.events.tell(self, Kind::Deleted, id, &pod).await;
         }
         Ok(())
-    }
-}
-
-async fn found_record(cri: &Cri, id: &str) -> Result<Option<gantry_engine::containers::Container>> {
-    match cri.engine.containers.get(&cri.scope, id).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        other => Ok(Some(other?)),
     }
 }
 

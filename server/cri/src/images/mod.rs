@@ -16,7 +16,7 @@ use gantry_types::{Descriptor, Digest, Filter, Platform, Reference};
 
 pub(crate) use name::normalize;
 pub(crate) use registries::Registries;
-pub(crate) use usage::Usages;
+pub(crate) use usage::{Layer, Usages};
 
 use crate::{Cri, Error, Result};
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use gantry_api::pb::runtime::v1 as wire;
+use gantry_engine::containers::Container as Record;
 use gantry_engine::snapshots::{Snapshot, SnapshotKind, Usage};
 use gantry_types::Filter;
 
@@ -16,11 +17,19 @@ use crate::{Cri, Result, nanoseconds};
 #[derive(Default)]
 pub(crate) struct Usages(Mutex<HashMap<String, Figure>>);
 
+/// The writable layer of a container, and what it took up last.
+pub(crate) struct Layer {
+    snapshotter: String,
+    key: String,
+    mountpoint: String,
+    figure: Mutex<Option<Figure>>,
+}
+
 /// A figure and when it was taken.
 #[derive(Clone, Copy)]
-pub(crate) struct Figure {
-    pub(crate) usage: Usage,
-    pub(crate) taken: SystemTime,
+struct Figure {
+    usage: Usage,
+    taken: SystemTime,
     age: Instant,
 }
 
@@ -50,11 +59,30 @@ impl Cri {
     }
 
     /// What the writable layer of a container takes up.
-    pub(crate) async fn writable_layer(&self, snapshotter: &str, key: &str) -> Result<wire::FilesystemUsage> {
-        let snapshot = self.engine.snapshots.stat(&self.scope, snapshotter, key).await?;
-        let figure = self.figure(&snapshot).await?;
-        let mountpoint = self.snapshots_at(snapshotter).to_string_lossy().into_owned();
-        Ok(filesystem(&mountpoint, figure.usage, figure.taken))
+    pub(crate) async fn writable_layer(&self, layer: &Layer) -> Option<wire::FilesystemUsage> {
+        let known = || layer.figure.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |figure: &Figure| figure.age.elapsed() < self.sample();
+        let last = *known();
+        let figure = match last.filter(fresh) {
+            Some(figure) => figure,
+            None => {
+                let usage = self.engine.snapshots.usage(&self.scope, &layer.snapshotter, &layer.key).await.ok()?;
+                let figure = Figure { usage, taken: SystemTime::now(), age: Instant::now() };
+                *known() = Some(figure);
+                figure
+            }
+        };
+        Some(filesystem(&layer.mountpoint, figure.usage, figure.taken))
+    }
+
+    /// The writable layer of a container with this record.
+    pub(crate) fn layer_of(&self, record: &Record) -> Layer {
+        Layer {
+            mountpoint: self.snapshots_at(&record.snapshotter).to_string_lossy().into_owned(),
+            snapshotter: record.snapshotter.clone(),
+            key: record.snapshot_key.clone(),
+            figure: Mutex::default(),
+        }
     }
 
     async fn figure(&self, snapshot: &Snapshot) -> Result<Figure> {

@@ -46,11 +46,12 @@ impl Cri {
 
     /// Metrics of all pods that run.
     pub(crate) async fn pod_metrics(&self) -> Vec<wire::PodSandboxMetrics> {
+        let mut of_pods = self.containers.by_pod();
         let mut all = Vec::new();
         for pod in self.pods.all().iter().filter(|pod| pod.is_ready()) {
             let labels = labels_of(pod, None);
             let mut of_containers = Vec::new();
-            for container in self.containers.of_pod(&pod.id) {
+            for container in of_pods.remove(&pod.id).unwrap_or_default() {
                 if container.state() != wire::ContainerState::ContainerRunning {
                     continue;
                 }
@@ -67,18 +68,17 @@ impl Cri {
     }
 
     async fn container_values(&self, container: &Container) -> Vec<Value> {
-        let Some(path) = self.cgroup_of(&container.id).await else { return Vec::new() };
+        let Some(meter) = self.meter(container).await else { return Vec::new() };
+        let Some(gauge) = &meter.gauge else { return Vec::new() };
         let facts = container.facts();
         let seconds = |nanoseconds: i64| u64::try_from(nanoseconds / 1_000_000_000).unwrap_or_default();
         let mut values = vec![
             Value::new("container_last_seen", seconds(crate::now())),
             Value::new("container_start_time_seconds", seconds(facts.started_at)),
         ];
-        let reading = Reading { cgroups: &self.cgroups, path: &path };
+        let reading = Reading { cgroups: &self.cgroups, path: gauge.path() };
         values.extend(reading.all(facts.pid));
-        if let Ok(record) = self.engine.containers.get(&self.scope, &container.id).await
-            && let Ok(layer) = self.writable_layer(&record.snapshotter, &record.snapshot_key).await
-        {
+        if let Some(layer) = self.writable_layer(&meter.layer).await {
             values.extend(read::filesystem(&layer));
         }
         values

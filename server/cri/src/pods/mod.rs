@@ -1,6 +1,7 @@
 //! Pods: the engine's sandboxes of namespace `k8s.io` with what Kubernetes asked for them.
 
 mod network;
+mod pause;
 mod record;
 mod restore;
 mod run;
@@ -12,18 +13,20 @@ mod update;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gantry_api::pb::runtime::v1 as wire;
 
 pub(crate) use network::open_networks;
+pub(crate) use pause::mapping;
 pub(crate) use record::{Facts, labels as kind_labels};
 pub(crate) use run::SPEC_TYPE;
 pub(crate) use spec::{hostname_of, user_ranges};
 pub(crate) use status::{metadata_name, selects};
-pub(crate) use stop::{absent, found};
+pub(crate) use stop::{absent, found, found_record};
 
 use crate::files::PodFiles;
+use crate::gauge::Gauge;
 use crate::{Cri, Error, Result};
 
 /// The controller of the engine that runs pods.
@@ -43,6 +46,8 @@ pub(crate) struct Pod {
     told_stop: AtomicBool,
     /// One change at a time.
     pub(crate) gate: tokio::sync::Mutex<()>,
+    /// The cgroup that its figures are read of, once somebody has asked for them.
+    pub(crate) gauge: OnceLock<Gauge>,
 }
 
 impl Pod {
@@ -55,6 +60,7 @@ impl Pod {
             ready: AtomicBool::new(false),
             told_stop: AtomicBool::new(false),
             gate: tokio::sync::Mutex::default(),
+            gauge: OnceLock::new(),
         })
     }
 

@@ -14,8 +14,6 @@ use crate::Cri;
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long the start waits for pods to be undone that were not made to the end.
 const UNDOING: Duration = Duration::from_secs(5);
-/// What the command line of a process that holds namespaces begins with.
-const HOLDER: &[u8] = b"/pause";
 
 impl Cri {
     /// Takes up all pods and containers; what cannot be mended is named in the log.
@@ -59,7 +57,7 @@ impl Cri {
             Ok(Err(error)) if error.kind() != ErrorKind::DeadlineExceeded => false,
             _ => {
                 tracing::warn!(id, "a pod's shim does not answer");
-                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(HOLDER))
+                std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(id))
             }
         }
     }

@@ -12,6 +12,7 @@ use prost::Message as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::network::ports_of;
+use super::pause::Pause;
 use super::record::{self, Facts};
 use super::spec::{hostname_of, pod_limits, user_ranges};
 use super::{Pod, SANDBOXER, namespaces_of};
@@ -28,6 +29,15 @@ use wire::NamespaceMode;
 
 /// Type of an OCI configuration in records.
 pub(crate) const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// What a pod's sandbox is made with.
+struct Held<'a> {
+    /// Whether its network namespace is bound before there is a process in it.
+    bound_first: bool,
+    own_network: bool,
+    netns: &'a Path,
+    pause: Option<&'a Pause>,
+}
 
 impl Cri {
     /// Makes and starts a pod; gives its id. A retry joins.
@@ -86,9 +96,12 @@ impl Cri {
             let making = async { network::create_namespace(&netns).await.map_err(super::network::failure) };
             stages.run("making the network namespace", SHORT, making).await?;
         }
-        let spec = self.pod_spec(pod, handler, bound_first.then_some(netns.as_path()))?;
-        stages.run("recording its configuration", SHORT, self.record_spec(pod, &spec)).await?;
-        let making = self.create_connected(pod, handler, bound_first, own_network, &netns);
+        let pause = stages.run("looking for the pause image", LONG, self.pause_of(pod, handler)).await?;
+        let spec = self.pod_spec(pod, handler, bound_first.then_some(netns.as_path()), pause.as_ref())?;
+        let recording = self.record_spec(pod, &spec, pause.as_ref());
+        stages.run("recording its configuration", SHORT, recording).await?;
+        let held = Held { bound_first, own_network, netns: &netns, pause: pause.as_ref() };
+        let making = self.create_connected(pod, handler, &held);
         let attached = stages.run("making the sandbox and its network", LONG, making).await?;
         let starting = async {
             let controller = self.engine.sandboxes.controller(SANDBOXER)?;
@@ -120,19 +133,17 @@ impl Cri {
         &self,
         pod: &Pod,
         handler: &RuntimeHandler,
-        bound_first: bool,
-        own_network: bool,
-        netns: &Path,
+        held: &Held<'_>,
     ) -> Result<Option<Attached>> {
-        if bound_first {
-            let (made, attached) = tokio::join!(self.create_sandbox(pod), self.connect(pod, handler));
+        if held.bound_first {
+            let (made, attached) = tokio::join!(self.create_sandbox(pod, held.pause), self.connect(pod, handler));
             return made.and(attached).map(Some);
         }
-        self.create_sandbox(pod).await?;
-        if !own_network {
+        self.create_sandbox(pod, held.pause).await?;
+        if !held.own_network {
             return Ok(None);
         }
-        network::adopt_namespace(&pod.namespace("net"), netns).await.map_err(super::network::failure)?;
+        network::adopt_namespace(&pod.namespace("net"), held.netns).await.map_err(super::network::failure)?;
         self.connect(pod, handler).await.map(Some)
     }
 
@@ -148,10 +159,15 @@ impl Cri {
     }
 
     /// Makes the sandbox; its namespaces are there then, and who holds them is known.
-    async fn create_sandbox(&self, pod: &Pod) -> Result<()> {
+    async fn create_sandbox(&self, pod: &Pod, pause: Option<&Pause>) -> Result<()> {
+        let rootfs = match pause {
+            Some(pause) => self.pause_root(pod, pause).await?,
+            None => Vec::new(),
+        };
         let controller = self.engine.sandboxes.controller(SANDBOXER)?;
         let record = self.engine.sandboxes.get(&self.scope, &pod.id).await?;
-        let create = CreateSandbox { annotations: pod.config().annotations.clone(), ..CreateSandbox::default() };
+        let annotations = pod.config().annotations.clone();
+        let create = CreateSandbox { annotations, rootfs, ..CreateSandbox::default() };
         let failed = Error::at(format!("failed to create sandbox {:?}", pod.id));
         controller.create(&self.scope, &record, create).await.map_err(failed)?;
         let status = controller.status(&self.scope, &pod.id, false).await?;
@@ -176,14 +192,19 @@ impl Cri {
         Ok(())
     }
 
-    async fn record_spec(&self, pod: &Pod, spec: &Spec) -> Result<()> {
+    async fn record_spec(&self, pod: &Pod, spec: &Spec, pause: Option<&Pause>) -> Result<()> {
         let value = serde_json::to_vec(spec).map_err(|error| Error::State(format!("sandbox spec: {error}")))?;
         let spec = Any { type_url: SPEC_TYPE.into(), value };
         let mut sandbox = self.engine.sandboxes.get(&self.scope, &pod.id).await?;
         sandbox.spec = Some(spec.clone());
         let (labels, runtime) = (sandbox.labels.clone(), sandbox.runtime.clone());
         self.engine.sandboxes.update(&self.scope, sandbox, &["spec".to_owned()]).await?;
-        let container = container_record(pod, labels, runtime, spec)?;
+        let mut container = container_record(pod, labels, runtime, spec)?;
+        if let Some(pause) = pause {
+            container.image = pause.name();
+            container.snapshotter.clone_from(&pause.snapshotter);
+            container.snapshot_key.clone_from(&pod.id);
+        }
         self.engine.containers.create(&self.scope, container).await?;
         Ok(())
     }

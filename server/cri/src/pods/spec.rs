@@ -6,6 +6,7 @@ use gantry_api::pb::runtime::v1::{LinuxContainerResources, NamespaceMode, PodSan
 use gantry_engine::spec::oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use gantry_engine::spec::{IdRange, Limits, SpecBuilder};
 
+use super::pause::Pause;
 use super::{Pod, namespaces_of, security_of};
 use crate::config::RuntimeHandler;
 use crate::spec::{cgroups_path, limits_of, seccomp_of};
@@ -18,7 +19,13 @@ const SANDBOX_OOM_SCORE: i32 = -998;
 
 impl Cri {
     /// The pod's configuration; `netns` is its bound network namespace, where there is one already.
-    pub(super) fn pod_spec(&self, pod: &Pod, handler: &RuntimeHandler, netns: Option<&Path>) -> Result<Spec> {
+    pub(super) fn pod_spec(
+        &self,
+        pod: &Pod,
+        handler: &RuntimeHandler,
+        netns: Option<&Path>,
+        pause: Option<&Pause>,
+    ) -> Result<Spec> {
         let config = pod.config();
         let security = security_of(&config);
         let options = namespaces_of(&config);
@@ -55,7 +62,10 @@ impl Cri {
         for (key, value) in handlers::passed(&handler.pod_annotations, &config.annotations) {
             builder = builder.annotation(key, value);
         }
-        Ok(builder.build_sandbox())
+        match pause {
+            Some(pause) => pause.build(builder),
+            None => Ok(builder.build_sandbox()),
+        }
     }
 
     /// What pods with a network of their own get without asking, as containerd has it.
@@ -169,11 +179,14 @@ pub(super) fn with_pod_limits(spec: &[u8], config: &PodSandboxConfig, id: &str) 
     let spec: Spec = serde_json::from_slice(spec).map_err(broken)?;
     let mut limits = pod_limits(config)?;
     limits.cpu_shares = SANDBOX_SHARES;
-    let mut builder = SpecBuilder::from_spec(spec).limits(&limits);
+    let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
+    let mut builder = SpecBuilder::from_spec(spec).limits(&limits).args(&args);
     for (key, value) in annotations(config, id) {
         builder = builder.annotation(key, &value);
     }
-    serde_json::to_vec(&builder.build_sandbox()).map_err(broken)
+    // A program is that of a pause image.
+    let spec = if args.is_empty() { builder.build_sandbox() } else { builder.build()? };
+    serde_json::to_vec(&spec).map_err(broken)
 }
 
 /// The limits of a pod as a whole, for a runtime that wants them.

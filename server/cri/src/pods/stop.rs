@@ -96,6 +96,10 @@ impl Cri {
         let files = self.pod_files(id);
         let clear = move || files.unmount_shm().and_then(|()| files.remove());
         tokio::task::spawn_blocking(clear).await.map_err(|_| Error::Stopped { what: "removing a pod's files" })??;
+        let record = self.engine.containers.get(&self.scope, id).await;
+        if let Some(record) = found_record(record)?.filter(|record| !record.snapshot_key.is_empty()) {
+            absent(self.engine.snapshots.remove(&self.scope, &record.snapshotter, &record.snapshot_key).await)?;
+        }
         absent(self.engine.containers.delete(&self.scope, id).await)?;
         absent(self.engine.sandboxes.delete(&self.scope, id).await)
     }
@@ -117,6 +121,11 @@ pub(crate) fn absent<T: Default>(outcome: gantry_engine::Result<T>) -> Result<T>
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
         other => Ok(other?),
     }
+}
+
+/// A record, or none where it is not there.
+pub(crate) fn found_record<T>(outcome: gantry_engine::Result<T>) -> Result<Option<T>> {
+    absent(outcome.map(Some))
 }
 
 /// An object, or none where it is not there.

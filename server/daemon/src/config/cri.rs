@@ -88,6 +88,7 @@ section! {
         ["cni_max_conf_num"] => cni_max_conf_num,
         ["snapshotter"] => snapshotter,
         ["sandboxer"] => sandboxer as Sandboxer,
+        ["pause_image"] => pause_image,
         ["disable_pause_image_pull"] => disable_pause_image_pull,
         ["io_type"] => io_type,
     }
