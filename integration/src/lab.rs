@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::watch::Watch;
+
 /// One test's world. The calling thread and all it spawns live in mount and network namespaces of their own, so
 /// fixed ports and mounts of two laboratories never meet. Dropping it removes the directory.
 pub struct Lab {
     dir: tempfile::TempDir,
     tag: String,
+    _watch: Watch,
 }
 
 impl Lab {
@@ -28,7 +31,8 @@ impl Lab {
         let tag = format!("t{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // Short, because unix socket paths end at 107 bytes.
         let dir = tempfile::Builder::new().prefix("gl-").tempdir_in("/tmp").expect("a temporary directory");
-        Lab { dir, tag }
+        let _watch = Watch::over(dir.path(), &tag);
+        Lab { dir, tag, _watch }
     }
 
     /// Puts a fresh journaled ext4 under the laboratory's directory, which must still be empty: what is measured on the

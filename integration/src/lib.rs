@@ -13,6 +13,7 @@ pub mod fake;
 pub mod images;
 pub mod lab;
 pub mod registry;
+mod watch;
 
 pub use client::Outcome;
 pub use daemon::{Daemon, Peer};

@@ -24,6 +24,7 @@ fn serve(node: &Node, pod: &str) {
 fn ask(address: &str, port: u16) -> std::io::Result<String> {
     let address = SocketAddr::new(address.parse().expect("an address"), port);
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use gantry_integration::Lab;
 use gantry_integration::lab::peer_binary;
@@ -122,6 +123,7 @@ fn ports_of_pods_are_forwarded_into_their_network() {
         let mut stream = TcpStream::connect(("127.0.0.1", line.trim().parse().expect("a port"))).expect("connect");
         stream.write_all(b"through").expect("send");
         stream.shutdown(std::net::Shutdown::Write).expect("close our side");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a deadline");
         let mut back = String::new();
         stream.read_to_string(&mut back).expect("receive");
         assert_eq!(back, "through", "{transport}");

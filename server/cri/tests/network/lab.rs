@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gantry_cri::network::{
     Attached, BridgeConfig, CniConfig, Config, IpPreference, Networks, PodNetwork, create_namespace, remove_namespace,
@@ -16,6 +16,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 /// How long a connection that must come may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a test may have its host: far more than any of them needs.
+const LIMIT: Duration = Duration::from_secs(180);
 
 pub struct Lab {
     path: PathBuf,
@@ -33,7 +36,12 @@ pub fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 's
         let dir = tempfile::tempdir().unwrap();
         runtime.block_on(test(Lab { path: dir.path().to_owned(), _dir: Some(dir) }));
     };
-    if let Err(panic) = std::thread::spawn(run).join() {
+    let (running, until) = (std::thread::spawn(run), Instant::now() + LIMIT);
+    while !running.is_finished() {
+        assert!(Instant::now() < until, "the test on this host has not come to an end after {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if let Err(panic) = running.join() {
         std::panic::resume_unwind(panic);
     }
 }

@@ -12,7 +12,7 @@ use gantry_types::{ErrorKind, HasKind};
 use crate::lab::{Lab, TRANSPORTS, client, pattern, run, run_silent, words};
 
 /// Bytes sent each way; `STREAM_BYTES` asks for more.
-fn amount() -> u64 {
+pub fn amount() -> u64 {
     std::env::var("STREAM_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(64 << 20)
 }
 

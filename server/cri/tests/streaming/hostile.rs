@@ -10,6 +10,9 @@ use tokio::net::TcpStream;
 
 use crate::lab::{Lab, run, words};
 
+/// How long the server may take to answer, and to hang up.
+const ANSWER: Duration = Duration::from_secs(20);
+
 fn split(url: &str) -> (String, String) {
     let rest = url.strip_prefix("http://").unwrap();
     let (host, path) = rest.split_once('/').unwrap();
@@ -23,10 +26,13 @@ async fn ask(url: &str, headers: &str) -> (TcpStream, String) {
     let request = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let Ok(byte) = stream.read_u8().await else { break };
-        head.push(byte);
-    }
+    let reading = async {
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else { break };
+            head.push(byte);
+        }
+    };
+    tokio::time::timeout(ANSWER, reading).await.expect("the server answers a request");
     (stream, String::from_utf8_lossy(&head).into_owned())
 }
 
@@ -66,7 +72,7 @@ async fn an_upgrade_that_is_not_offered_is_refused_with_what_is() {
 /// Waits until the server hangs up, which it must.
 async fn hung_up(stream: &mut TcpStream) {
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+    let ended = tokio::time::timeout(ANSWER, stream.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the connection stays open");
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -100,10 +101,29 @@ pub async fn write_pattern(total: u64, to: &mut (impl AsyncWriteExt + Unpin)) ->
     Ok(())
 }
 
+/// How long a test may have its server.
+fn limit() -> Duration {
+    5 * deadline()
+}
+
+/// Breaks off the run when a test does not end: whatever it waits for, that has a name then.
+fn watch() -> Sender<()> {
+    let (sender, receiver) = channel();
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    std::thread::spawn(move || {
+        if receiver.recv_timeout(limit()) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("{test} has not come to an end after {:?}: the run is broken off", limit());
+            std::process::abort();
+        }
+    });
+    sender
+}
+
 pub struct Lab {
     pub server: Server,
     pub commands: Arc<Commands>,
     stop: CancellationToken,
+    _watch: Sender<()>,
 }
 
 impl Lab {
@@ -113,7 +133,7 @@ impl Lab {
         let stop = CancellationToken::new();
         let (serving, stopped) = (server.clone(), stop.clone());
         tokio::spawn(async move { serving.serve(stopped).await });
-        Lab { server, commands, stop }
+        Lab { server, commands, stop, _watch: watch() }
     }
 
     pub fn url(&self, tty: bool, command: &[&str]) -> String {
@@ -151,14 +171,16 @@ pub async fn run_silent(args: Vec<String>) -> Output {
 }
 
 /// How long a client may take: far more than any of them needs, so that a hang is a failure with a name.
-const DEADLINE: Duration = Duration::from_secs(120);
+fn deadline() -> Duration {
+    Duration::from_secs(120 + (crate::commands::amount() >> 22))
+}
 
 async fn run_with(args: Vec<String>, input: Stdio, output: Option<PathBuf>) -> Output {
     let mut command = tokio::process::Command::from(client());
     command.args(&args).stdin(input).stderr(Stdio::piped()).kill_on_drop(true);
     command.stdout(output.map_or_else(Stdio::piped, |path| std::fs::File::create(path).unwrap().into()));
-    let ended = tokio::time::timeout(DEADLINE, command.spawn().unwrap().wait_with_output()).await;
-    ended.unwrap_or_else(|_| panic!("still running after {DEADLINE:?}: {args:?}")).unwrap()
+    let ended = tokio::time::timeout(deadline(), command.spawn().unwrap().wait_with_output()).await;
+    ended.unwrap_or_else(|_| panic!("still running after {:?}: {args:?}", deadline())).unwrap()
 }
 
 pub fn words(words: &[&str]) -> Vec<String> {
