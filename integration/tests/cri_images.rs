@@ -51,7 +51,8 @@ fn a_runtime_class_may_have_its_pods_held_by_the_pause_image() {
     // Nobody pulled it before.
     let pod = node.ask("RunPodSandbox", &run)["podSandboxId"].as_str().expect("an id").to_owned();
     let status = node.ask("PodSandboxStatus", &json!({"pod_sandbox_id": pod, "verbose": true}));
-    let info: serde_json::Value = serde_json::from_str(status["info"]["info"].as_str().expect("details")).expect("JSON");
+    let info: serde_json::Value =
+        serde_json::from_str(status["info"]["info"].as_str().expect("details")).expect("JSON");
     let of = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", info["pid"])).unwrap_or_default();
     assert_eq!(of("cmdline"), "sleep\x001000000\x00", "{info}");
     assert!(of("status").contains("Uid:\t65535\t65535"), "{}", of("status"));

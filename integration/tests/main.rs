@@ -7,6 +7,7 @@ mod clients;
 mod config;
 mod crash;
 mod cri;
+mod cri_checkpoint;
 mod cri_churn;
 mod cri_images;
 mod cri_network;

@@ -247,17 +247,6 @@ fn seen(
     }
 }
 
-impl Cri {
-    /// Checkpoints a container into an archive.
-    ///
-    /// # Errors
-    /// [`Error::Unimplemented`]: no runtime here offers it yet.
-    pub(crate) async fn checkpoint_container(&self, request: wire::CheckpointContainerRequest) -> Result<()> {
-        self.running(&request.container_id)?;
-        Err(Error::Unimplemented("checkpoint of a container is not offered".into()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! Containers: the engine's containers of namespace `k8s.io` with what Kubernetes asked for them.
 
+mod checkpoint;
 mod create;
 mod exit;
 mod log;

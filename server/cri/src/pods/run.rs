@@ -77,7 +77,8 @@ impl Cri {
 
     fn first_facts(&self, handler: &str, config: &wire::PodSandboxConfig) -> Result<Facts> {
         let security = super::security_of(config);
-        let labels = self.selinux_labels(security.selinux_options.as_ref(), security.privileged)?;
+        let asked = security.selinux_options.clone().unwrap_or_default();
+        let labels = self.selinux_labels(Some(&asked), security.privileged)?;
         let (process_label, mount_label) = labels;
         Ok(Facts { handler: handler.to_owned(), process_label, mount_label, ..Facts::default() })
     }
@@ -129,12 +130,7 @@ impl Cri {
     }
 
     /// Makes the sandbox and connects it: at once where its network namespace is there already.
-    async fn create_connected(
-        &self,
-        pod: &Pod,
-        handler: &RuntimeHandler,
-        held: &Held<'_>,
-    ) -> Result<Option<Attached>> {
+    async fn create_connected(&self, pod: &Pod, handler: &RuntimeHandler, held: &Held<'_>) -> Result<Option<Attached>> {
         if held.bound_first {
             let (made, attached) = tokio::join!(self.create_sandbox(pod, held.pause), self.connect(pod, handler));
             return made.and(attached).map(Some);

@@ -194,7 +194,11 @@ impl Cri {
         if host_devices {
             builder = devices::all().into_iter().fold(builder, |builder, device| builder.device(device, "rwm"));
         }
-        builder = devices::add(builder, &plan.config.devices)?;
+        let owner = match self.config.runtime.device_ownership_from_security_context {
+            true => owner(security),
+            false => devices::Owner::default(),
+        };
+        builder = devices::add(builder, &plan.config.devices, owner)?;
         let linux = plan.config.linux.as_ref();
         if let Some(asked) = linux.and_then(|linux| linux.resources.as_ref()) {
             let mut limits = limits_of("config.linux.resources", asked)?;
@@ -358,6 +362,12 @@ pub(crate) fn security_of(config: &wire::ContainerConfig) -> wire::LinuxContaine
 /// How its namespaces are chosen.
 pub(crate) fn options_of(security: &wire::LinuxContainerSecurityContext) -> wire::NamespaceOption {
     security.namespace_options.clone().unwrap_or_default()
+}
+
+/// User and group that a security context names by number.
+fn owner(security: &wire::LinuxContainerSecurityContext) -> devices::Owner {
+    let number = |id: &Option<wire::Int64Value>| id.as_ref().and_then(|id| u32::try_from(id.value).ok()).unwrap_or(0);
+    devices::Owner { uid: number(&security.run_as_user), gid: number(&security.run_as_group) }
 }
 
 #[cfg(test)]

@@ -15,11 +15,32 @@ const MAX_DEPTH: usize = 8;
 const OWN: [&str; 7] =
     ["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev"];
 
+/// Whose a container's devices are: those of the node's owner where it is nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Owner {
+    /// User, unless 0.
+    pub(super) uid: u32,
+    /// Group, unless 0.
+    pub(super) gid: u32,
+}
+
+impl Owner {
+    fn of(self, mut device: LinuxDevice) -> LinuxDevice {
+        if self.uid != 0 {
+            device.set_uid(Some(self.uid));
+        }
+        if self.gid != 0 {
+            device.set_gid(Some(self.gid));
+        }
+        device
+    }
+}
+
 /// Adds the devices that a request names; a directory stands for all devices in it.
 ///
 /// # Errors
 /// [`Error::Invalid`] that names the field.
-pub(super) fn add(mut builder: SpecBuilder, asked: &[wire::Device]) -> Result<SpecBuilder> {
+pub(super) fn add(mut builder: SpecBuilder, asked: &[wire::Device], owner: Owner) -> Result<SpecBuilder> {
     for (at, device) in asked.iter().enumerate() {
         let bad = |name: &str, reason: String| Error::invalid(format!("config.devices[{at}].{name}"), reason);
         if !device.permissions.bytes().all(|b| b"rwm".contains(&b)) {
@@ -36,7 +57,8 @@ pub(super) fn add(mut builder: SpecBuilder, asked: &[wire::Device]) -> Result<Sp
         if found.is_empty() {
             return Err(bad("host_path", format!("{:?} is not a device", device.host_path)));
         }
-        builder = found.into_iter().fold(builder, |builder, found| builder.device(found, &device.permissions));
+        let owned = found.into_iter().map(|found| owner.of(found));
+        builder = owned.fold(builder, |builder, found| builder.device(found, &device.permissions));
     }
     Ok(builder)
 }
@@ -99,9 +121,15 @@ mod tests {
 
     #[test]
     fn a_device_is_made_under_its_inner_name() {
-        let spec = add(builder(), &[asked("/dev/null", "rw")]).unwrap().build().unwrap();
-        let device = spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0].clone();
+        let made = |owner| {
+            let spec = add(builder(), &[asked("/dev/null", "rw")], owner).unwrap().build().unwrap();
+            spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0].clone()
+        };
+        let device = made(Owner::default());
         assert_eq!((device.path().to_str().unwrap(), device.major(), device.minor()), ("/dev/x", 1, 3));
+        assert_eq!((device.uid(), device.gid()), (Some(0), Some(0)));
+        let device = made(Owner { uid: 7, gid: 0 });
+        assert_eq!((device.uid(), device.gid()), (Some(7), Some(0)), "the container's user, where it has one");
     }
 
     #[test]
@@ -111,7 +139,7 @@ mod tests {
             ("/no/such", "r", "config.devices[0].host_path"),
             ("/dev/null", "rx", "config.devices[0].permissions"),
         ] {
-            let error = add(builder(), &[asked(host, permissions)]).map(|_| ()).unwrap_err();
+            let error = add(builder(), &[asked(host, permissions)], Owner::default()).map(|_| ()).unwrap_err();
             assert!(matches!(&error, Error::Invalid { field: f, .. } if f == field), "{error}");
         }
     }

@@ -20,6 +20,7 @@ pub(crate) use container::{Plan, options_of, security_of};
 pub(crate) use mounts::{ImageVolume, Volumes, check as mounts_check};
 pub(crate) use user::{Accounts, Identity, identity};
 
+use crate::creations::new_id;
 use crate::{Cri, Error, Result};
 
 /// Names of profiles as annotations and deprecated fields have them.
@@ -27,6 +28,8 @@ const RUNTIME_DEFAULT: &str = "runtime/default";
 const DOCKER_DEFAULT: &str = "docker/default";
 const UNCONFINED: &str = "unconfined";
 const LOCALHOST: &str = "localhost/";
+/// There on a node with SELinux.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
 /// Number of `CAP_SYS_RESOURCE` (capability.h).
 const SYS_RESOURCE: u32 = 24;
 
@@ -140,7 +143,8 @@ impl Cri {
         clamped
     }
 
-    /// SELinux labels of processes and mounts; empty where none are set.
+    /// SELinux labels of processes and mounts; empty where none are set: by the configuration, for what is privileged,
+    /// and on a node without SELinux. Without a level it gets one that no pod has.
     ///
     /// # Errors
     /// [`Error::Invalid`] for half a label.
@@ -149,18 +153,40 @@ impl Cri {
         options: Option<&wire::SeLinuxOption>,
         privileged: bool,
     ) -> Result<(String, String)> {
-        let Some(options) = options.filter(|_| self.config.runtime.enable_selinux && !privileged) else {
-            return Ok(Default::default());
-        };
+        let on = self.config.runtime.enable_selinux && !privileged && Path::new(SELINUX).exists();
+        let Some(options) = options.filter(|_| on) else { return Ok(Default::default()) };
         let parts = [&options.user, &options.role, &options.r#type, &options.level];
         if parts.iter().any(|part| part.chars().any(|c| c.is_whitespace() || c.is_control())) {
             return Err(Error::invalid("security_context.selinux_options", "must not contain blanks"));
         }
         let or = |part: &str, default: &str| if part.is_empty() { default.to_owned() } else { part.to_owned() };
         let (user, role) = (or(&options.user, "system_u"), or(&options.role, "system_r"));
-        let (kind, level) = (or(&options.r#type, "container_t"), or(&options.level, "s0"));
+        let kind = or(&options.r#type, "container_t");
+        let level = if options.level.is_empty() { self.free_level()? } else { options.level.clone() };
         Ok((format!("{user}:{role}:{kind}:{level}"), format!("{user}:object_r:container_file_t:{level}")))
     }
+}
+
+impl Cri {
+    /// A level with two categories that no pod has.
+    fn free_level(&self) -> Result<String> {
+        let taken: BTreeSet<String> = self.pods.all().iter().map(|pod| pod.facts().process_label).collect();
+        loop {
+            let level = level(&new_id()?, self.config.runtime.selinux_category_range);
+            if !taken.iter().any(|label| label.ends_with(&format!(":{level}"))) {
+                return Ok(level);
+            }
+        }
+    }
+}
+
+/// Two different categories below `range`, the lesser first, by the digits of a random id.
+fn level(id: &str, range: u32) -> String {
+    let range = range.max(2);
+    let number = |at: usize| id.get(at..at + 7).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
+    let one = number(0) % range;
+    let other = (one + 1 + number(7) % (range - 1)) % range;
+    format!("s0:c{},c{}", one.min(other), one.max(other))
 }
 
 /// Our own score, and whether a lower one can be had.
@@ -189,6 +215,20 @@ mod tests {
             "kubepods-pod1.slice:cri-containerd:c"
         );
         assert_eq!(cgroups_path("", "c"), None);
+    }
+
+    #[test]
+    fn a_level_has_two_different_categories_of_the_range() {
+        assert_eq!(level("000000a0000004", 1024), "s0:c10,c15");
+        assert_eq!(level("00003ff0000000", 1024), "s0:c0,c1023");
+        for id in ["fffffffffffffff", "0", "1234567890abcdef"] {
+            for range in [0, 2, 3, 1024] {
+                let level = level(id, range);
+                let (one, other) = level.strip_prefix("s0:c").unwrap().split_once(",c").unwrap();
+                let (one, other): (u32, u32) = (one.parse().unwrap(), other.parse().unwrap());
+                assert!(one < other && other < range.max(2), "{level} of {range}");
+            }
+        }
     }
 
     #[test]
