@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use crate::cri_node::Node;
 
 /// How many pods, when nobody says; how many at once; how often the daemon is killed, in milliseconds.
-const PODS: &str = "100";
+const PODS: &str = "200";
 const GROUP: &str = "50";
 const KILL_EVERY: &str = "6000";
 /// Every so often a shim is stopped.

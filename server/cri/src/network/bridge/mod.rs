@@ -2,6 +2,8 @@
 //!
 //! What it changes on the host: the bridge and its ports; one nftables table of the bridge's name; `route_localnet` of
 //! the bridge, so that host ports answer on 127.0.0.1; and forwarding of IPv4, and of IPv6 where there is such a range.
+//! On ::1 host ports do not answer, as they do not with CNI's `portmap`: IPv6 has no `route_localnet`, and what is sent
+//! from ::1 never leaves the loopback interface, whatever its destination is rewritten to.
 //! Interfaces that learn from router advertisements go on doing so. Forwarding stays on when the last pod has gone.
 //! A firewall that drops forwarded packets by default must let the bridge's pass.
 //!
