@@ -60,7 +60,8 @@ impl Pods {
         let lab = Lab::new();
         lab.on_fresh_disk(24);
         let registry = DockerRegistry::start(&lab);
-        let pause = json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sleep", "1000000"]}});
+        // What containerd holds pods with.
+        let pause = json!({"Cmd": ["sleep", "1000000"], "Env": ["PATH=/bin"]});
         let root = busybox_root(&lab);
         let image = Image::new(&lab, "busybox").layer(&root).config(pause).push(&registry.host(), "busybox");
         let config = |name: &str, subnet: &str| config(&lab, name, subnet, &image);
@@ -106,7 +107,7 @@ impl Pods {
     }
 }
 
-/// Containerd's keys serve both.
+/// Containerd's keys serve both. A machine may withhold the right to lower oom scores.
 fn config(lab: &Lab, name: &str, subnet: &str, image: &str) -> String {
     let nets = lab.path(&format!("net-{name}"));
     std::fs::create_dir_all(&nets).expect("make a directory");
@@ -121,6 +122,7 @@ fn config(lab: &Lab, name: &str, subnet: &str, image: &str) -> String {
         "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = {image:?}\n\
          [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
          [plugins.'io.containerd.cri.v1.runtime']\nnetns_mounts_under_state_dir = true\n\
+         restrict_oom_score_adj = true\n\
          [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = {nets:?}\nbin_dirs = [{:?}]\n",
         plugins.parent().expect("plug-ins lie in a directory")
     )
