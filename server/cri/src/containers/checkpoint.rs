@@ -296,7 +296,7 @@ mod tests {
         };
         let mut names: Vec<String> = tar.entries().unwrap().map(named).collect();
         names.sort();
-        assert_eq!(names, ["checkpoint/", "checkpoint/pages-1.img", "config.dump"]);
+        assert_eq!(names, ["checkpoint", "checkpoint/pages-1.img", "config.dump"]);
         archive(&root.path().join("nothing"), &dir.path().join("d.tar")).unwrap_err();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let path = parts.0.clone();
