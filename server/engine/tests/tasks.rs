@@ -116,6 +116,40 @@ fn task_events() -> Filter {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exec_id_that_is_free_again_is_a_new_process() {
+    if !shim_is_there() {
+        return;
+    }
+    let host = Host::new().await;
+    let (tasks, scope) = (&host.engine.tasks, &host.scope);
+    let create = container(&host, "one", &["/bin/sleep", "1000"]).await;
+    tasks.create(scope, create).await.unwrap();
+    tasks.start(scope, "one", "").await.unwrap();
+    let spec = |script: &str| Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+        value: format!(r#"{{"cwd":"/","args":["/bin/sh","-c","{script}"],"user":{{"uid":0,"gid":0}}}}"#).into(),
+    };
+    for round in 0..20 {
+        let script = format!("sleep 0.0{}; exit {round}", round % 5);
+        let exec =
+            Exec { container_id: "one".into(), exec_id: "e".into(), spec: Some(spec(&script)), ..Exec::default() };
+        tasks.exec(scope, exec).await.unwrap();
+        tasks.start(scope, "one", "e").await.unwrap();
+        let waiting = tokio::time::timeout(Duration::from_secs(20), tasks.wait(scope, "one", "e"));
+        assert_eq!(waiting.await.expect("an end in time").unwrap().status, round, "its own end");
+        tasks.delete_process(scope, "one", "e").await.unwrap();
+        // The shim's event of the end may come only now.
+        tokio::time::sleep(Duration::from_millis(round as u64)).await;
+        assert!(tasks.exit_of(scope, "one", "e").is_none(), "nothing is left of round {round}");
+    }
+    tasks.kill(scope, "one", "", 9, true).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), tasks.wait(scope, "one", ""));
+    ended.await.expect("an end in time").unwrap();
+    tasks.delete(scope, "one").await.unwrap();
+    assert_nothing_left(&host).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_lives_from_create_to_delete_and_each_step_is_told_once() {
     if !shim_is_there() {
         return;

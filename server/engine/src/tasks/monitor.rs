@@ -116,7 +116,10 @@ impl Tasks {
         let exec = if event.id == event.container_id { "" } else { event.id.as_str() };
         let exit = Exit { pid: event.pid, status: event.exit_status, exited_at: time_of(event.exited_at) };
         if let Ok(task) = self.table.get(&(forwarded.namespace.clone(), event.container_id.clone())) {
-            task.process(exec).ended(exit);
+            // One that was deleted meanwhile must not come back: its name may be another's soon.
+            if let Some(entry) = task.known(exec).filter(|entry| entry.can_have(exit, exec.is_empty())) {
+                entry.ended(exit);
+            }
         }
         let name = Name { namespace: &forwarded.namespace, container: &event.container_id, exec };
         !self.exits.first("exit", name, event.pid)

@@ -1,8 +1,9 @@
 //! Which tasks there are: one entry a container, from the moment its creation begins.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use gantry_shims::Shim;
 use gantry_types::Namespace;
@@ -45,10 +46,11 @@ pub(crate) struct Task {
 }
 
 /// A process of a task.
-#[derive(Default)]
 pub(crate) struct ProcessEntry {
+    /// When the entry was made.
+    made: SystemTime,
     /// 0 until it is known.
-    pub(crate) pid: std::sync::atomic::AtomicU32,
+    pub(crate) pid: AtomicU32,
     /// How it ended, once it has.
     pub(crate) exit: watch::Sender<Option<Exit>>,
     /// Whether somebody waits at the shim for it.
@@ -205,7 +207,27 @@ impl Task {
     }
 }
 
+impl Default for ProcessEntry {
+    fn default() -> ProcessEntry {
+        ProcessEntry {
+            made: SystemTime::now(),
+            pid: AtomicU32::default(),
+            exit: watch::Sender::default(),
+            watched: AtomicBool::default(),
+        }
+    }
+}
+
 impl ProcessEntry {
+    /// Whether an end that was reported can be this process's, and not that of an earlier one of its name. The task's own
+    /// may have ended before its entry was made, while no daemon ran.
+    pub(crate) fn can_have(&self, exit: Exit, own: bool) -> bool {
+        match self.pid.load(Ordering::SeqCst) {
+            0 => own || exit.exited_at >= self.made,
+            pid => pid == exit.pid,
+        }
+    }
+
     /// Records the end, unless it is recorded.
     pub(crate) fn ended(&self, exit: Exit) {
         self.exit.send_if_modified(|recorded| {
