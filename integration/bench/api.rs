@@ -72,7 +72,17 @@ pub const ALL: &[Row<Stores>] = &[
         measure: |s| cost(s, WIRE_WRITE),
     },
     Row { name: "events to 100 subscribers, none lost, deliveries/s", bar: Bar::None, measure: fan_out },
+    Row {
+        name: "ours alone: longest write of 3 s, quiet → while 20,000 records are collected",
+        bar: Bar::None,
+        measure: collection,
+    },
+    Row { name: "daemon PSS, a minute after all of this", bar: Bar::None, measure: memory_after },
 ];
+
+/// No collection begins by itself.
+const COLLECTED_BY_HAND: &str =
+    "version = 3\n[plugins.'io.containerd.gc.v1.scheduler']\nmutation_threshold = 0\ndeletion_threshold = 0\n";
 
 const READ: &[&str] = &["-size", "512", "-count", "2", "content-read"];
 const WRITE: &[&str] = &["-size", "256", "-count", "2", "content-write"];
@@ -85,7 +95,7 @@ pub struct Stores {
     empty: Peers,
     full: std::cell::RefCell<Peers>,
     round: std::cell::Cell<u32>,
-    _lab: Lab,
+    lab: Lab,
 }
 
 struct Peers {
@@ -101,7 +111,7 @@ impl Stores {
         let start = |name, peer| Daemon::start_named(&lab, name, peer, "", &[]);
         let peers = |ours, theirs| Peers { theirs: start(theirs, Peer::Containerd), ours: start(ours, Peer::Gantry) };
         let (empty, full) = (peers("g0", "c0"), peers("g", "c"));
-        let stores = Stores { empty, full: full.into(), round: 0.into(), _lab: lab };
+        let stores = Stores { empty, full: full.into(), round: 0.into(), lab };
         let full = stores.full.borrow();
         for daemon in [&full.theirs, &full.ours] {
             load(daemon, &["-workers", "10", "-connections", "4", "-containers", CONTAINERS, "fill"]);
@@ -244,6 +254,40 @@ fn cost(stores: &Stores, workload: &[&str]) -> Pairs {
 
 fn bytes(stores: &Stores, daemon: &Daemon, workload: &[&str]) -> Value {
     load(daemon, &[&["-prefix", &stores.fresh()], workload].concat())
+}
+
+/// One writer after the other, in a store of which all but what it writes is garbage.
+fn collection(stores: &Stores) -> Pairs {
+    let daemon = Daemon::start_named(&stores.lab, "gc", Peer::Gantry, COLLECTED_BY_HAND, &[]);
+    let longest = || {
+        let args = ["-duration", "3s", "-prefix", &stores.fresh(), "leases-create"];
+        number(&load(&daemon, &args), "longest_us") / 1000.0
+    };
+    let values = (0..3).map(|_| {
+        let garbage = ["-workers", "32", "-connections", "8", "-count", "625", "-prefix", &stores.fresh()];
+        load(&daemon, &[&garbage[..], &["images-expired"]].concat());
+        let quiet = longest();
+        let collecting = std::thread::scope(|scope| {
+            let collecting = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(500));
+                daemon.gctr(&["gc"]).ok().lines().count()
+            });
+            let longest = longest();
+            assert!(collecting.join().is_ok_and(|gone| gone > 20_000), "20,000 records and more went");
+            longest
+        });
+        (quiet, collecting)
+    });
+    let values = values.collect();
+    daemon.stop_clean();
+    Pairs { unit: "ms", values }
+}
+
+/// What was free is given back from time to time.
+fn memory_after(stores: &Stores) -> Pairs {
+    std::thread::sleep(Duration::from_secs(65));
+    let full = stores.full.borrow();
+    Pairs { unit: "MiB", values: vec![(memory::pss(full.theirs.pid()), memory::pss(full.ours.pid()))] }
 }
 
 fn fan_out(stores: &Stores) -> Pairs {

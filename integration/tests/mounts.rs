@@ -145,6 +145,10 @@ fn an_activation_outlives_the_daemon_and_goes_with_its_lease() {
         "labels": {"containerd.io/gc.bref.container": "nobody"}});
     call(&side.wire, "mounts.v1.Mounts/Activate", None, &gone).expect("activated");
     assert_eq!(side.mounted(), 2);
+    let dry = side.daemon.gctr(&["gc", "--dry-run", "--kept"]);
+    let line = |of: &[&str]| dry.stdout.lines().any(|line| of.iter().all(|part| line.contains(part)));
+    assert!(line(&["would go", " mount ", " gone "]), "{dry}");
+    assert!(line(&["stays", " mount ", " kept ", "lease keeper → mount kept"]), "{dry}");
     call(&side.wire, "leases.v1.Leases/Create", None, &json!({"id": "other"})).expect("a lease");
     call(&side.wire, "leases.v1.Leases/Delete", None, &json!({"id": "other", "sync": true})).expect("collected");
     assert_eq!(mounts(&side.wire, "Info", &json!({"name": "gone"})), Err("NotFound".into()));

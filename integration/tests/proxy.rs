@@ -235,6 +235,15 @@ fn layers_are_unpacked_and_made_by_a_differ_of_another_process() {
     for method in ["Diff/Apply", "Diff/Diff"] {
         assert!(log.contains(method), "{method} was not asked for:\n{log}");
     }
+    // The daemon's own pulls ask it, too: here for the second layer.
+    let two = Image::new(&lab, "two").layer(&busybox_root(&lab)).layer(&busybox_root(&lab));
+    let two = two.push(&registry.host(), "two");
+    let asked = || plugin.log().matches("Diff/Apply").count();
+    let before = asked();
+    daemon.ctr(&["images", "pull", "--plain-http", &two]).ok();
+    assert_eq!(asked(), before + 1, "{}", plugin.log());
+    let out = daemon.ctr(&["run", "--rm", &two, &lab.id("two"), "echo", "unpacked"]);
+    assert!(out.ok().contains("unpacked"), "{out}");
     daemon.stop_clean();
 }
 

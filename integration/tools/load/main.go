@@ -56,6 +56,7 @@ type result struct {
 	Seconds     float64 `json:"seconds"`
 	P50         float64 `json:"p50_us"`
 	P99         float64 `json:"p99_us"`
+	Longest     float64 `json:"longest_us"`
 	ClientSpent float64 `json:"client_cpu_s"`
 	DaemonSpent float64 `json:"daemon_cpu_s"`
 }
@@ -190,7 +191,7 @@ func (l *load) repeated(step func(worker, call int) (int64, error)) (result, err
 	all := slices.Concat(took...)
 	sort.Slice(all, func(i, j int) bool { return all[i] < all[j] })
 	return result{
-		Operations: int64(len(all)), Bytes: sum.Load(), P50: at(all, 0.5), P99: at(all, 0.99),
+		Operations: int64(len(all)), Bytes: sum.Load(), P50: at(all, 0.5), P99: at(all, 0.99), Longest: at(all, 1),
 	}, nil
 }
 

@@ -29,6 +29,7 @@ var workloads = map[string]workload{
 	"create":         create,
 	"update":         update,
 	"images-create":  createImages,
+	"images-expired": createExpiredImages,
 	"leases-create":  createLeases,
 	"resources-add":  addResources,
 	"content-labels": labelContent,
@@ -187,6 +188,15 @@ func update(ctx context.Context, l *load) (result, error) {
 func createImages(ctx context.Context, l *load) (result, error) {
 	return unary(ctx, l, imagesService+"Create", func(worker, call int) any {
 		return &images.CreateImageRequest{Image: image("example.test/"+l.fresh(worker, call)+":latest", call)}
+	})
+}
+
+// createExpiredImages makes what the next collection removes.
+func createExpiredImages(ctx context.Context, l *load) (result, error) {
+	return unary(ctx, l, imagesService+"Create", func(worker, call int) any {
+		image := image("example.test/"+l.fresh(worker, call)+":latest", call)
+		image.Labels["containerd.io/gc.expire"] = "2000-01-01T00:00:00Z"
+		return &images.CreateImageRequest{Image: image}
 	})
 }
 

@@ -28,7 +28,7 @@ use crate::reflection::{Reflection, V1, V1Alpha};
 use crate::reload::{Control, Reload};
 use crate::socket::Owner;
 use crate::streams::Streams;
-use crate::{identity, listen, observe, oom, plugins, serve, socket, tls};
+use crate::{identity, listen, observe, oom, plugins, resident, serve, socket, tls};
 
 /// The parts that Kubernetes needs; without one of them it is not served.
 const CRI: [&str; 3] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"];
@@ -149,6 +149,7 @@ async fn serve_all(
     let tcp = serve_tcp(config, services, cri, live, gate).await?;
     tracing::info!(address = %config.grpc.address.display(), version = VERSION, "serving");
     ready();
+    tokio::spawn(resident::keep_small(stopping.clone()));
     tokio::join!(unix, tcp);
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! A service decodes, calls the engine and encodes; what a call does is decided there. Deliberately reads neither argv
 //! nor the environment, and installs neither signal handlers nor a logger: `main.rs` does.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use gantry_api::status;
 
@@ -22,6 +22,7 @@ pub mod oom;
 mod plugins;
 mod reflection;
 pub mod reload;
+mod resident;
 mod scope;
 mod serve;
 mod socket;

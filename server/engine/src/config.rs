@@ -153,6 +153,8 @@ pub struct UnpackPlatform {
     pub platform: String,
     /// Its snapshotter; one that is not there is passed over.
     pub snapshotter: String,
+    /// The differ that unpacks for it; empty: those of [`Config::differs`], in their order.
+    pub differ: String,
 }
 
 /// Programs of one directory that each must agree to a pull (containerd's `io.containerd.image-verifier.v1.bindir`).

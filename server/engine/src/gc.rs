@@ -6,7 +6,7 @@
 mod schedule;
 mod sweep;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use gantry_types::{Digest, Namespace};
 use tokio::sync::Mutex;
 
 use crate::core::Core;
+use crate::mounts::Records;
 use crate::{Error, Result};
 
 pub use gantry_metadata::Target;
@@ -110,7 +111,7 @@ impl Gc {
         let mut bytes: BTreeMap<Node, u64> =
             self.weigh(&plan).await.into_iter().map(|doomed| (doomed.removal.node, doomed.bytes)).collect();
         let mut gone = Vec::new();
-        self.sweep(plan, &mut |removal| {
+        self.sweep(plan, namespaces, &mut |removal| {
             let bytes = bytes.remove(&removal.node).unwrap_or_default();
             gone.push(Doomed { removal: removal.clone(), bytes });
         })
@@ -125,11 +126,35 @@ impl Gc {
     pub async fn preview(&self, namespaces: &[Namespace], kept: bool) -> Result<Preview> {
         let mut plan = self.plan().await?;
         plan.retain(|removal| is_in(&removal.node, namespaces));
-        let doomed = self.weigh(&plan).await;
+        let mut doomed = self.weigh(&plan).await;
         let mut paths = if kept { plan.kept() } else { Vec::new() };
+        self.add_mounts(&mut doomed, &mut paths, namespaces, kept);
         paths.retain(|path| path.last().is_some_and(|node| is_in(node, namespaces)));
         paths.sort_by(|a, b| a.last().cmp(&b.last()));
         Ok(Preview { doomed, kept: paths })
+    }
+
+    /// Adds the mounts that are active, which no record of the store is about: what would go lets them go, too.
+    fn add_mounts(&self, doomed: &mut Vec<Doomed>, paths: &mut Vec<Vec<Node>>, namespaces: &[Namespace], kept: bool) {
+        let going: BTreeSet<Node> = doomed.iter().map(|doomed| doomed.removal.node.clone()).collect();
+        let by_end: BTreeMap<Node, usize> =
+            paths.iter().enumerate().filter_map(|(at, path)| Some((path.last()?.clone(), at))).collect();
+        // What is under way is judged when it is there.
+        let records = Records::of(&self.core).all().into_iter().filter(|(.., record)| record.done.is_some());
+        for (namespace, name, record) in records {
+            let node = |target| Node { namespace: namespace.as_str().into(), target };
+            let keeper = record.keeper(&self.core, &namespace, |target| !going.contains(&node(target.clone())));
+            match keeper.map(node) {
+                None if namespaces.is_empty() || namespaces.contains(&namespace) => {
+                    doomed.push(Doomed { removal: mounts_removal(&namespace, name), bytes: 0 });
+                }
+                Some(keeper) if kept => {
+                    let way = by_end.get(&keeper).map_or_else(|| vec![keeper], |at| paths[*at].clone());
+                    paths.push(way.into_iter().chain([node(Target::Mount(name))]).collect());
+                }
+                _ => {}
+            }
+        }
     }
 
     /// After a deletion: soon, or (`sync`) before this returns.
@@ -151,7 +176,7 @@ impl Gc {
 
     async fn run(&self) -> Result<Collected> {
         let plan = self.plan().await?;
-        self.sweep(plan, &mut |_| {}).await
+        self.sweep(plan, &[], &mut |_| {}).await
     }
 
     /// What each of a plan's removals would free.
@@ -190,6 +215,12 @@ impl Gc {
             _ => None,
         }
     }
+}
+
+/// The end of mounts that nothing keeps.
+fn mounts_removal(namespace: &Namespace, name: String) -> Removal {
+    let node = Node { namespace: namespace.as_str().into(), target: Target::Mount(name) };
+    Removal { node, reason: Reason::Unreferenced }
 }
 
 /// Whether a node is in one of the namespaces; where there are none, all are meant.

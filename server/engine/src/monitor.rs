@@ -17,8 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::future::join_all;
 use gantry_types::{ErrorKind, HasKind, Labels, Namespace, Scope};
 
-use crate::containers::{Container, Containers};
-use crate::core::{Core, select};
+use crate::containers::{Container, ContainerView, Containers};
+use crate::core::Core;
 use crate::tasks::{Create, Process, Tasks};
 use crate::{Error, Result};
 use rules::{Change, Wish, decide};
@@ -98,12 +98,19 @@ impl Monitor {
     /// The containers that somebody wants watched.
     fn watched(&self) -> Vec<(Scope, Container)> {
         let namespaces = self.core.db.namespaces().scan().filter_map(std::result::Result::ok);
-        let of = |namespace: Namespace| {
-            let all = select(self.core.db.containers(&namespace).scan(), &gantry_types::Filter::default());
-            let watched = all.into_iter().filter(|container| container.labels.contains_key(rules::STATUS));
-            watched.map(move |container| (Scope::new(namespace.clone()), container)).collect::<Vec<_>>()
-        };
-        namespaces.flat_map(|namespace| of(namespace.name)).collect()
+        namespaces.flat_map(|namespace| self.watched_in(&Scope::new(namespace.name))).collect()
+    }
+
+    fn watched_in(&self, scope: &Scope) -> Vec<(Scope, Container)> {
+        let mut listing = self.containers.listing(scope, gantry_types::Filter::default());
+        let mut ids = Vec::new();
+        // Seen as they are stored: of thousands, most are not watched.
+        let watched = |container: &ContainerView<'_>| container.labels().iter().any(|(key, _)| *key == rules::STATUS);
+        while let Some(id) = listing.see(|container| watched(&container).then(|| container.id.to_owned())) {
+            ids.extend(id);
+        }
+        let records = self.core.db.containers(&scope.namespace);
+        ids.iter().filter_map(|id| Some((scope.clone(), records.get(id).ok()?))).collect()
     }
 
     async fn keep(&self, scope: &Scope, container: &Container, interval: Duration) {

@@ -88,6 +88,7 @@ enum TargetForm<'a> {
     Sandbox(&'a str),
     Lease(&'a str),
     Ingest(&'a str),
+    Mount(&'a str),
 }
 
 fn versioned(bytes: &[u8]) -> Result<&[u8], Unreadable> {
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn edges_of_every_kind_are_passed_over() {
-        use crate::Target::{Container, Content, Image, Ingest, Lease, Sandbox, Snapshot};
+        use crate::Target::{Container, Content, Image, Ingest, Lease, Mount, Sandbox, Snapshot};
         let text = || "some text".to_owned();
         let snapshot = Snapshot { snapshotter: text(), key: text() };
         let targets = [
@@ -230,6 +231,7 @@ mod tests {
             Sandbox(text()),
             Lease(text()),
             Ingest(text()),
+            Mount(text()),
         ];
         let mut all = vec![Edge::Root, Edge::Parent(text()), Edge::Expires(-7), Edge::Flat];
         all.extend(targets.iter().cloned().map(Edge::Refers).chain(targets.iter().cloned().map(Edge::BackRefers)));

@@ -16,7 +16,8 @@ use crate::db::number;
 use crate::edges::{Edge, Target, seconds};
 use crate::gc::{Marker, Node, Removal};
 use crate::keys::{self, Key, Kind};
-use crate::memory::{Records, Snapshot as State, Watch};
+use crate::memory::{Snapshot as State, Watch};
+use crate::records::Records;
 use crate::table::Record;
 use crate::tx::Tx;
 use crate::{Db, Error, Ingest, Resource, Snapshot, leases, snapshots};
@@ -184,7 +185,7 @@ impl Db {
         let state = self.memory().snapshot();
         let prefix = keys::prefix(&[snapshotter]);
         let spaces = state.values().map(|space| &space[Kind::Snapshot.index()]);
-        let records = spaces.flat_map(|records| crate::memory::range(records, &prefix));
+        let records = spaces.flat_map(|records| records.starting(&prefix));
         records
             .filter_map(|(name, value)| Snapshot::decode(name, value).ok())
             .map(|snapshot| snapshot.internal)
@@ -205,7 +206,7 @@ impl Db {
         let kinds = [Kind::Image, Kind::Lease, Kind::Ingest];
         let records = state.values().flat_map(|space| kinds.map(|kind| &space[kind.index()]));
         let edges =
-            records.flat_map(|records| records.values()).flat_map(|value| codec::edges(value).unwrap_or_default());
+            records.flat_map(|records| records.iter()).flat_map(|(_, value)| codec::edges(value).unwrap_or_default());
         let times = edges.filter_map(|edge| match edge {
             Edge::Expires(at) if at >= after => Some(at),
             _ => None,
@@ -246,13 +247,13 @@ fn place(target: &Target) -> Option<(Kind, Vec<u8>)> {
         Target::Lease(id) => (Kind::Lease, id.as_bytes().to_vec()),
         Target::Ingest(reference) => (Kind::Ingest, reference.as_bytes().to_vec()),
         Target::Snapshot { snapshotter, key } => (Kind::Snapshot, keys::join(&[snapshotter, key])),
-        Target::Container(_) | Target::Sandbox(_) => return None,
+        Target::Container(_) | Target::Sandbox(_) | Target::Mount(_) => return None,
     })
 }
 
 fn digests(state: &State) -> BTreeSet<Digest> {
-    let names = state.values().flat_map(|space| space[Kind::Blob.index()].keys());
-    names.filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect()
+    let blobs = state.values().flat_map(|space| space[Kind::Blob.index()].iter());
+    blobs.filter_map(|(name, _)| std::str::from_utf8(name).ok()?.parse().ok()).collect()
 }
 
 /// The objects of all namespaces with their edges, as they were parsed when written.
@@ -264,8 +265,8 @@ fn marker(state: &State, now: i64) -> Marker {
             add(&mut marker, namespace, kind, &space[kind.index()]);
         }
         let leases = &space[Kind::Lease.index()];
-        for (lease, resource) in space[Kind::Resource.index()].keys().filter_map(|name| leases::parse(name)) {
-            if leases.contains_key(lease.as_bytes()) {
+        for (lease, resource) in space[Kind::Resource.index()].iter().filter_map(|(name, _)| leases::parse(name)) {
+            if leases.contains(lease.as_bytes()) {
                 let lease = Node { namespace: namespace.clone(), target: Target::Lease(lease.to_owned()) };
                 marker.refer(&lease, target(resource));
             }
@@ -275,7 +276,7 @@ fn marker(state: &State, now: i64) -> Marker {
 }
 
 fn add(marker: &mut Marker, namespace: &Arc<str>, kind: Kind, records: &Records) {
-    for (name, value) in records {
+    for (name, value) in records.iter() {
         let Some(target) = named(kind, name) else { continue };
         marker.add(Node { namespace: namespace.clone(), target }, edges_of(value));
     }

@@ -3,7 +3,6 @@
 use gantry_types::Id;
 
 use crate::keys::{self, Kind};
-use crate::memory::range;
 use crate::{Db, Error};
 
 /// Documents of one collection. They belong to a namespace or, with none, to the daemon.
@@ -24,7 +23,8 @@ impl Documents<'_> {
     pub fn all(&self) -> Vec<(String, Vec<u8>)> {
         let records = self.db.memory().records(Kind::Document, self.space());
         let prefix = keys::prefix(&[self.collection]);
-        range(&records, &prefix)
+        records
+            .starting(&prefix)
             .map(|(name, value)| (String::from_utf8_lossy(&name[prefix.len()..]).into_owned(), value.to_vec()))
             .collect()
     }

@@ -27,6 +27,8 @@ pub enum Target {
     Lease(String),
     /// An ingest by ref.
     Ingest(String),
+    /// Mounts that are active under a name. No record of this store: the engine's.
+    Mount(String),
 }
 
 impl Target {
@@ -39,7 +41,8 @@ impl Target {
             | Target::Container(name)
             | Target::Sandbox(name)
             | Target::Lease(name)
-            | Target::Ingest(name) => name,
+            | Target::Ingest(name)
+            | Target::Mount(name) => name,
         }
     }
 }

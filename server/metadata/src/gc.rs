@@ -309,7 +309,7 @@ fn is_root(target: &Target, edges: &[Edge], now: i64) -> bool {
         Target::Container(_) | Target::Sandbox(_) => true,
         Target::Image(_) | Target::Lease(_) => !is_expired(edges, now),
         Target::Ingest(_) => edges.iter().any(|edge| matches!(edge, Edge::Expires(at) if now <= *at)),
-        Target::Content(_) | Target::Snapshot { .. } => edges.contains(&Edge::Root),
+        Target::Content(_) | Target::Snapshot { .. } | Target::Mount(_) => edges.contains(&Edge::Root),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use gantry_types::{Id, Labels};
 
 use crate::keys::{self, Kind};
-use crate::memory::{Value, range};
+use crate::memory::Value;
 use crate::scan::Scan;
 use crate::table::not_found;
 use crate::tx::Tx;
@@ -89,7 +89,7 @@ impl Leases<'_> {
         }
         let records = memory.records(Kind::Resource, &self.namespace);
         let prefix = keys::prefix(&[id]);
-        Ok(range(&records, &prefix).filter_map(|(name, _)| parse(name)).map(|(_, resource)| resource).collect())
+        Ok(records.starting(&prefix).filter_map(|(name, _)| parse(name)).map(|(_, resource)| resource).collect())
     }
 }
 

@@ -26,6 +26,7 @@ mod mask;
 mod memory;
 mod namespaces;
 mod record;
+mod records;
 mod recover;
 mod sandboxes;
 mod scan;

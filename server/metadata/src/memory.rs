@@ -1,19 +1,16 @@
 //! All records in memory, for readers that never wait.
 //!
 //! Each namespace has one map for each kind. A reader takes the lock to find a value or to clone a map's pointer, never for longer; the committer, the
-//! only one that changes anything, copies a map beforehand where a reader still holds it.
+//! only one that changes anything, copies beforehand what of a map it changes, where a reader still holds that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::keys::{Key, Kind};
+use crate::records::Records;
 
 /// An encoded record.
 pub(crate) type Value = Arc<[u8]>;
-
-/// Records of one kind in one namespace, by name.
-pub(crate) type Records = BTreeMap<Box<[u8]>, Value>;
 
 /// What a batch changes; none removes.
 pub(crate) type Changes = BTreeMap<Key, Option<Value>>;
@@ -118,10 +115,4 @@ impl Memory {
     fn write(&self) -> RwLockWriteGuard<'_, Snapshot> {
         self.spaces.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The records whose name begins with `prefix`.
-pub(crate) fn range<'r>(records: &'r Records, prefix: &'r [u8]) -> impl Iterator<Item = (&'r Box<[u8]>, &'r Value)> {
-    let from: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(prefix), Bound::Unbounded);
-    records.range::<[u8], _>(from).take_while(move |(name, _)| name.starts_with(prefix))
 }

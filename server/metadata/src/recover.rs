@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::Error;
 use crate::db::Config;
@@ -44,10 +44,11 @@ pub(crate) fn open(config: &Config, memory: &Memory) -> Result<(Store, Report), 
     let directory = &config.directory;
     fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
     let lock = lock(directory)?;
+    let reading = Reading::start(config);
     let copy = export::read_with_journal(directory);
     let copied = export::commit(&copy.records);
     let mut report = Report::default();
-    let (mut store, records) = match read(config) {
+    let (mut store, records) = match reading.and_then(Reading::end) {
         Ok((store, contents)) if is_whole(&contents, &copy) => mend(store, contents, copy, &mut report),
         Ok((store, contents)) => {
             drop(store);
@@ -93,20 +94,32 @@ fn files(config: &Config) -> PathBuf {
     config.directory.join("sled")
 }
 
-/// Opens and reads the store on a thread that can be left behind.
-fn read(config: &Config) -> Result<(Store, Contents), String> {
-    let (sender, receiver) = mpsc::channel();
-    let (files, cache) = (files(config), config.cache);
-    let run = move || {
-        let opened = Store::open(&files, cache).map(|store| {
-            let contents = store.contents();
-            (store, contents)
-        });
-        // Nobody listens any more after the patience is over.
-        let _ = sender.send(opened);
-    };
-    std::thread::Builder::new().name("metadata-open".into()).spawn(run).map_err(|e| e.to_string())?;
-    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| Err("the store does not open in time".into()))
+/// The store, being opened and read on a thread that can be left behind.
+struct Reading {
+    read: mpsc::Receiver<Result<(Store, Contents), String>>,
+    until: Instant,
+}
+
+impl Reading {
+    fn start(config: &Config) -> Result<Reading, String> {
+        let (sender, read) = mpsc::channel();
+        let (files, cache) = (files(config), config.cache);
+        let run = move || {
+            let opened = Store::open(&files, cache).map(|store| {
+                let contents = store.contents();
+                (store, contents)
+            });
+            // Nobody listens any more after the patience is over.
+            let _ = sender.send(opened);
+        };
+        std::thread::Builder::new().name("metadata-open".into()).spawn(run).map_err(|e| e.to_string())?;
+        Ok(Reading { read, until: Instant::now() + PATIENCE })
+    }
+
+    fn end(self) -> Result<(Store, Contents), String> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        self.read.recv_timeout(left).unwrap_or_else(|_| Err("the store does not open in time".into()))
+    }
 }
 
 /// Whether the store was read to its end and is not older than its own copy.

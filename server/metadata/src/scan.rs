@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::memory::Records;
+use crate::records::Records;
 use crate::table::Record;
 use crate::view::Viewed;
 
@@ -31,7 +31,7 @@ impl<R> Scan<R> {
             Some(last) => Bound::Excluded(last),
             None => Bound::Included(&self.prefix),
         };
-        let (name, value) = self.records.range::<[u8], _>((from, Bound::Unbounded)).next()?;
+        let (name, value) = self.records.from(from).next()?;
         if !name.starts_with(&self.prefix) {
             return None;
         }

@@ -141,15 +141,15 @@ impl Open {
     /// The value behind what is stored under a key, checked.
     fn value(&self, key: &[u8], stored: &[u8]) -> Result<Value, String> {
         let (sum, rest) = stored.split_first_chunk::<4>().ok_or("too short")?;
-        let value = match rest.split_first() {
-            Some((&WHOLE, value)) => value.to_vec(),
+        let value: Value = match rest.split_first() {
+            Some((&WHOLE, value)) => value.into(),
             Some((&SPLIT, count)) => {
-                self.joined(key, u16::from_le_bytes(count.try_into().map_err(|_| "no number of parts")?))?
+                self.joined(key, u16::from_le_bytes(count.try_into().map_err(|_| "no number of parts")?))?.into()
             }
             _ => return Err("neither whole nor split".into()),
         };
         match checksum(key, &value) == *sum {
-            true => Ok(value.into()),
+            true => Ok(value),
             false => Err("the checksum is wrong".into()),
         }
     }

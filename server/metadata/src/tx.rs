@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gantry_types::Id;
 
 use crate::keys::{Key, Kind};
-use crate::memory::{Changes, Memory, Value, range};
+use crate::memory::{Changes, Memory, Value};
 use crate::table::Record;
 use crate::{Error, Object};
 
@@ -61,7 +61,7 @@ impl<'b> Tx<'b> {
     /// The records of a kind whose name begins with `prefix`, sorted.
     pub(crate) fn range(&self, kind: Kind, namespace: &str, prefix: &[u8]) -> BTreeMap<Box<[u8]>, Value> {
         let records = self.memory.records(kind, namespace);
-        let mut found: BTreeMap<_, _> = range(&records, prefix).map(|(n, v)| (n.clone(), v.clone())).collect();
+        let mut found: BTreeMap<_, _> = records.starting(prefix).map(|(n, v)| (n.clone(), v.clone())).collect();
         for (name, value) in
             in_range(self.batch, kind, namespace, prefix).chain(in_range(&self.own, kind, namespace, prefix))
         {
@@ -80,7 +80,7 @@ impl<'b> Tx<'b> {
             self.own.contains_key(&key) || self.batch.contains_key(&key)
         };
         let records = self.memory.records(kind, namespace);
-        let old = range(&records, prefix).map(|(name, _)| name).find(|name| !changed(name.as_ref())).cloned();
+        let old = records.starting(prefix).map(|(name, _)| name).find(|name| !changed(name.as_ref())).cloned();
         let written = in_range(self.batch, kind, namespace, prefix)
             .chain(in_range(&self.own, kind, namespace, prefix))
             .map(|(name, _)| name)

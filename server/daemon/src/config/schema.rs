@@ -211,9 +211,9 @@ section! {
     UnpackPlatform {
         ["platform"] => platform,
         ["snapshotter"] => snapshotter,
+        ["differ"] => differ,
     }
     ignored {
-        ["differ"] => "differs are tried in the order of io.containerd.service.v1.diff-service",
         ["config_type"] => "what can be unpacked is told by the layers",
         ["layer_types"] => "what can be unpacked is told by the layers",
         ["optional"] => "a snapshotter that is not there is passed over",

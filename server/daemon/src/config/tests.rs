@@ -230,7 +230,7 @@ const LINES: &[&str] = &[
     "plugins.'io.containerd.server.v1.metrics'.address = ':9'",
     "plugins.'io.containerd.transfer.v1.local'.config_path = '/a:/b'",
     "plugins.'io.containerd.transfer.v1.local'.max_concurrent_downloads = 9",
-    "plugins.'io.containerd.transfer.v1.local'.unpack_config = [{platform = 'linux/arm64', snapshotter = 'native'}]",
+    "plugins.'io.containerd.transfer.v1.local'.unpack_config = [{platform = 'linux/arm64', snapshotter = 'native', differ = 'walking'}]",
     "plugins.'io.containerd.gc.v1.scheduler' = {pause_threshold = 0, startup_delay = '0'}",
     "plugins.'io.containerd.shim.v1.manager'.env = ['A=b', 'C=d=e']",
     "plugins.'io.containerd.image-verifier.v1.bindir' = {max_verifiers = -1, per_verifier_timeout = '1.5s'}",

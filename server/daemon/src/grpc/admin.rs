@@ -180,6 +180,7 @@ fn node_to_wire(node: &Node) -> wire::Node {
         Target::Sandbox(id) => ("sandbox", id),
         Target::Lease(id) => ("lease", id),
         Target::Ingest(reference) => ("ingest", reference),
+        Target::Mount(name) => ("mount", name),
     };
     wire::Node { namespace: node.namespace.to_string(), kind: kind.into(), snapshotter, name: name.clone() }
 }

@@ -1,9 +1,7 @@
 //! Listings of what may be thousands of records: encoded from the stored records, one after the other, without the
-//! messages in between. Stands before the generated service and answers `List` and `ListStream` in its place.
+//! messages in between. Answered before the generated service.
 
-use std::convert::Infallible;
 use std::marker::PhantomData;
-use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -16,11 +14,11 @@ use gantry_engine::{Engine, Filter, Listing, Scope, Viewed};
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::NamedService;
+use tonic::codegen::http;
 
 use super::Services;
 use super::decode::filter;
+use super::front::{Answers, Method};
 use super::plain::{PREFIX, answer, decoded, seal};
 use crate::scope;
 
@@ -42,59 +40,33 @@ pub(crate) trait Listed: Viewed + Send + Sync + Sized + 'static {
     fn encode(view: &Self::View<'_>, out: &mut Vec<u8>) -> Result<(), Damaged>;
 }
 
-/// A generated service, and the listings in front of it.
-#[derive(Clone)]
-pub(crate) struct Listings<R, S> {
+/// Answers `List` and `ListStream`.
+pub(crate) struct Listings<R> {
     services: Services,
-    behind: S,
     max_receive: usize,
     max_send: usize,
     kind: PhantomData<fn() -> R>,
 }
 
-impl<R, S> Listings<R, S> {
+impl<R> Listings<R> {
     /// Clients may send messages of `max_receive` bytes, and get such of `max_send`.
-    pub(crate) fn new(services: Services, behind: S, max_receive: usize, max_send: usize) -> Listings<R, S> {
-        Listings { services, behind, max_receive, max_send, kind: PhantomData }
+    pub(crate) fn new(services: Services, max_receive: usize, max_send: usize) -> Listings<R> {
+        Listings { services, max_receive, max_send, kind: PhantomData }
     }
 }
 
-impl<R, S: NamedService> NamedService for Listings<R, S> {
-    const NAME: &'static str = S::NAME;
+impl<R> Clone for Listings<R> {
+    fn clone(&self) -> Listings<R> {
+        Listings { services: self.services.clone(), ..*self }
+    }
 }
 
-impl<R, S> Service<http::Request<Body>> for Listings<R, S>
-where
-    R: Listed,
-    S: NamedService
-        + Service<
-            http::Request<Body>,
-            Response = http::Response<Body>,
-            Error = Infallible,
-            Future = BoxFuture<http::Response<Body>, Infallible>,
-        >,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<http::Response<Body>, Infallible>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.behind.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let method = Method::<R> {
-            services: self.services.clone(),
-            max_receive: self.max_receive,
-            max_send: self.max_send,
-            kind: PhantomData,
-        };
-        match request.uri().path().rsplit('/').next() {
-            Some("List") => Box::pin(async move { Ok(method.list(request).await.unwrap_or_else(Status::into_http)) }),
-            Some("ListStream") => {
-                Box::pin(async move { Ok(method.list_stream(request).await.unwrap_or_else(Status::into_http)) })
-            }
-            _ => self.behind.call(request),
+impl<R: Listed> Answers for Listings<R> {
+    fn method(name: &str) -> Option<Method<Listings<R>>> {
+        match name {
+            "List" => Some(|listings, request| Box::pin(listings.list(request))),
+            "ListStream" => Some(|listings, request| Box::pin(listings.list_stream(request))),
+            _ => None,
         }
     }
 }
@@ -102,14 +74,7 @@ where
 /// Requests for listings have one form: filters in field 1.
 type ListRequest = ListContainersRequest;
 
-struct Method<R> {
-    services: Services,
-    max_receive: usize,
-    max_send: usize,
-    kind: PhantomData<fn() -> R>,
-}
-
-impl<R: Listed> Method<R> {
+impl<R: Listed> Listings<R> {
     async fn listing(&self, request: http::Request<Body>) -> Result<Listing<R>, Status> {
         let request = decoded::<ListRequest>(request, self.max_receive).await?;
         let scope = scope::of(&request)?;

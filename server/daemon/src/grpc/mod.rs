@@ -7,6 +7,7 @@ mod controllers;
 mod decode;
 mod diff;
 mod events;
+mod front;
 mod images;
 mod introspection;
 mod leases;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 use tonic::{Response, Status};
 
+use self::front::Front;
 use self::listing::Listings;
 use self::reading::Reading;
 pub(crate) use self::version::API_VERSION;
@@ -100,17 +102,17 @@ impl Services {
         if has("io.containerd.grpc.v1.content") {
             let content = ContentServer::new(self.clone()).max_decoding_message_size(recv);
             let content = content.max_encoding_message_size(send);
-            routes.add_service(Reading::new(self.clone(), content, recv));
+            routes.add_service(Front::new(Reading::new(self.clone(), recv), content));
         }
         if has("io.containerd.grpc.v1.containers") {
             let containers = ContainersServer::new(self.clone()).max_decoding_message_size(recv);
             let containers = containers.max_encoding_message_size(send);
-            routes.add_service(Listings::<Container, _>::new(self.clone(), containers, recv, send));
+            routes.add_service(Front::new(Listings::<Container>::new(self.clone(), recv, send), containers));
         }
         if has("io.containerd.grpc.v1.images") {
             let images = ImagesServer::new(self.clone()).max_decoding_message_size(recv);
             let images = images.max_encoding_message_size(send);
-            routes.add_service(Listings::<Image, _>::new(self.clone(), images, recv, send));
+            routes.add_service(Front::new(Listings::<Image>::new(self.clone(), recv, send), images));
         }
     }
 

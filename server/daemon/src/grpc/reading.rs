@@ -1,9 +1,7 @@
 //! `Content.Read`: the bytes of a blob go to the connection as they were read, each chunk behind the few bytes that make
-//! it a message, without a copy. Stands before the generated service and answers `Read` in its place.
+//! it a message, without a copy.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -13,58 +11,33 @@ use gantry_engine::content::{CHUNK, ReaderAt};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::NamedService;
+use tonic::codegen::http;
 
 use super::Services;
 use super::decode::digest;
+use super::front::{Answers, Method};
 use super::plain::{PREFIX, Piece, answer, decoded, seal};
 use crate::{scope, status};
 
-/// The generated service, and reading in front of it.
+/// Answers `Read`.
 #[derive(Clone)]
-pub(crate) struct Reading<S> {
+pub(crate) struct Reading {
     services: Services,
-    behind: S,
     max_receive: usize,
 }
 
-impl<S> Reading<S> {
+impl Reading {
     /// Clients may send messages of `max_receive` bytes.
-    pub(crate) fn new(services: Services, behind: S, max_receive: usize) -> Reading<S> {
-        Reading { services, behind, max_receive }
+    pub(crate) fn new(services: Services, max_receive: usize) -> Reading {
+        Reading { services, max_receive }
     }
 }
 
-impl<S: NamedService> NamedService for Reading<S> {
-    const NAME: &'static str = S::NAME;
-}
-
-impl<S> Service<http::Request<Body>> for Reading<S>
-where
-    S: Service<
-            http::Request<Body>,
-            Response = http::Response<Body>,
-            Error = Infallible,
-            Future = BoxFuture<http::Response<Body>, Infallible>,
-        >,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<http::Response<Body>, Infallible>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.behind.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path().rsplit('/').next() != Some("Read") {
-            return self.behind.call(request);
-        }
-        let (services, max_receive) = (self.services.clone(), self.max_receive);
-        Box::pin(
-            async move { Ok(answer_read(&services, request, max_receive).await.unwrap_or_else(Status::into_http)) },
-        )
+impl Answers for Reading {
+    fn method(name: &str) -> Option<Method<Reading>> {
+        (name == "Read").then_some(|reading, request| {
+            Box::pin(async move { answer_read(&reading.services, request, reading.max_receive).await })
+        })
     }
 }
 

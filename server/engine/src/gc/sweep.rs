@@ -14,7 +14,13 @@ use crate::images::ImageDelete;
 
 impl Gc {
     /// Removes what the plan names, telling `gone` of each record that went, and what earlier deletions left.
-    pub(super) async fn sweep(&self, mut plan: Plan, gone: &mut (dyn FnMut(&Removal) + Send)) -> Result<Collected> {
+    /// Of mounts, those go that nothing keeps in `namespaces`.
+    pub(super) async fn sweep(
+        &self,
+        mut plan: Plan,
+        namespaces: &[Namespace],
+        gone: &mut (dyn FnMut(&Removal) + Send),
+    ) -> Result<Collected> {
         let core = &*self.core;
         let operation = core.ops.begin("gc", "", None, None);
         let mut collected = Collected::default();
@@ -41,7 +47,10 @@ impl Gc {
         operation.stage("ending mounts");
         // An activation that takes long is waited for another time: who comes after us would wait, too.
         if let Ok(_apart) = tokio::time::timeout(PATIENCE, core.joint.write()).await {
-            crate::mounts::collect(core).await;
+            let wanted = |namespace: &Namespace| namespaces.is_empty() || namespaces.contains(namespace);
+            for (namespace, name) in crate::mounts::collect(core, wanted).await {
+                gone(&super::mounts_removal(&namespace, name));
+            }
         }
         if collected != Collected::default() {
             tracing::debug!(?collected, "garbage collected");

@@ -32,16 +32,20 @@ impl Record {
         Activation { name, active, system, labels: self.labels }
     }
 
-    fn is_kept(&self, core: &Core, namespace: &Namespace) -> bool {
-        let leased = self.lease.as_ref().is_some_and(|lease| core.db.leases(namespace).get(lease).is_ok());
-        leased || gantry_metadata::edges_of_labels(&self.labels).iter().any(|edge| is_there(core, namespace, edge))
+    /// What lets it stay: its lease, or what its labels say that it lives as long as, where that is there and stays.
+    pub(crate) fn keeper(&self, core: &Core, namespace: &Namespace, stays: impl Fn(&Target) -> bool) -> Option<Target> {
+        let labelled = gantry_metadata::edges_of_labels(&self.labels).into_iter().filter_map(|edge| match edge {
+            Edge::BackRefers(target) => Some(target),
+            _ => None,
+        });
+        let mut keepers = self.lease.clone().map(Target::Lease).into_iter().chain(labelled);
+        keepers.find(|target| is_there(core, namespace, target) && stays(target))
     }
 }
 
-/// Whether an edge says that the record lives as long as something that is there.
-fn is_there(core: &Core, namespace: &Namespace, edge: &Edge) -> bool {
-    let Edge::BackRefers(target) = edge else { return false };
+fn is_there(core: &Core, namespace: &Namespace, target: &Target) -> bool {
     match target {
+        Target::Lease(id) => core.db.leases(namespace).get(id).is_ok(),
         Target::Content(digest) => {
             digest.parse::<Digest>().is_ok_and(|digest| core.db.blobs(namespace).get(&digest).is_ok())
         }
@@ -99,16 +103,18 @@ fn decode(bytes: &[u8]) -> Option<Record> {
     decoded.inspect_err(|error| tracing::warn!(%error, "record of mounts passed over")).ok()
 }
 
-/// Ends what nothing keeps, and takes away what earlier ends left mounted. For the collector, after a collection: no
-/// activation is under way then.
-pub(crate) async fn collect(core: &Core) {
+/// Ends what nothing keeps in the namespaces that are `wanted`, and takes away what earlier ends left mounted. For the
+/// collector, after a collection: no activation is under way then. Gives the names of what it ended.
+pub(crate) async fn collect(core: &Core, wanted: impl Fn(&Namespace) -> bool) -> Vec<(Namespace, String)> {
     let records = Records::of(core);
-    for (namespace, name, record) in records.all() {
-        if record.is_kept(core, &namespace) {
+    let mut ended = Vec::new();
+    for (namespace, name, record) in records.all().into_iter().filter(|(namespace, ..)| wanted(namespace)) {
+        if record.keeper(core, &namespace, |_| true).is_some() {
             continue;
         }
-        if let Err(error) = records.delete(&namespace, &name).await {
-            tracing::warn!(name, %error, "record of mounts not deleted");
+        match records.delete(&namespace, &name).await {
+            Ok(()) => ended.push((namespace, name)),
+            Err(error) => tracing::warn!(name, %error, "record of mounts not deleted"),
         }
     }
     let known: BTreeSet<String> = records.all().into_iter().map(|(.., record)| record.id).collect();
@@ -117,6 +123,7 @@ pub(crate) async fn collect(core: &Core) {
             super::give_up(core, &id, &[]).await;
         }
     }
+    ended
 }
 
 /// At start: activations that are whole stay; records of others go, and with them what is mounted for nobody.

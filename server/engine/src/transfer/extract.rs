@@ -29,6 +29,8 @@ pub(super) struct One<'a> {
     pub(super) transfer: &'a Transfer,
     pub(super) scope: &'a Scope,
     pub(super) snapshotter: &'a str,
+    /// Differs that may unpack it, in the order they are tried.
+    pub(super) differs: &'a [String],
     pub(super) chain_id: &'a Digest,
     /// Chain id of the layer below; empty for the lowest.
     pub(super) parent: &'a str,
@@ -144,6 +146,10 @@ impl<'a> One<'a> {
         let mut half_done = HalfDone { one: self, key: Some(key), ended: ended.clone() };
         let below = if alone { Below::Absent } else { Below::Shown };
         let sums = self.sums(half_done.key.as_deref().unwrap_or_default())?;
+        if let Some(applied) = self.elsewhere(what, &mounts, &ended).await? {
+            what.check(applied)?;
+            return Ok(Some(Filled { half_done, labels }));
+        }
         let applied = match self.write(what, (mounts.clone(), sums.clone()), asked, ended, below).await {
             Err(error) if !alone && needs_lower(&error) => {
                 wait_for(fetched).await?;
@@ -156,6 +162,33 @@ impl<'a> One<'a> {
         Ok(Some(Filled { half_done, labels }))
     }
 
+    /// Has the differs of other processes unpack the layer that come before our own; none where it is our turn.
+    async fn elsewhere(&self, what: &What<'_>, mounts: &[Mount], ended: &CancellationToken) -> Result<Option<Applied>> {
+        let idle = ended.clone().drop_guard();
+        let core = &self.transfer.core;
+        let mut refused = None;
+        for name in self.differs {
+            let Some(differ) = core.differs.get(name) else {
+                idle.disarm();
+                return Ok(None);
+            };
+            self.report.blob("extracting", what.descriptor, 0);
+            match differ.apply(self.scope, what.descriptor, mounts, &BTreeMap::new(), false).await {
+                Err(error) if error.kind() == ErrorKind::Unimplemented => refused = Some(error),
+                applied => {
+                    let applied = applied?;
+                    return Ok(Some(Applied { diff_id: applied.digest, size: applied.size }));
+                }
+            }
+        }
+        Err(refused.map_or(Error::Unimplemented("unpacking layers"), Error::from))
+    }
+
+    /// Whether another process is asked first: it reads the layer from content.
+    fn is_elsewhere(&self) -> bool {
+        self.differs.first().is_some_and(|name| self.transfer.core.differs.contains_key(name))
+    }
+
     /// Waits until the layer may be unpacked. One that could be had while it comes does not wait for that: then it is
     /// fetched first.
     async fn turn(
@@ -165,7 +198,9 @@ impl<'a> One<'a> {
     ) -> Result<(OwnedSemaphorePermit, Option<Asked>)> {
         let unpacking = &self.transfer.core.unpacking;
         if let Some(asked) = asked {
-            if let Some(permit) = unpacking.get().try_enter() {
+            if !self.is_elsewhere()
+                && let Some(permit) = unpacking.get().try_enter()
+            {
                 return Ok((permit, Some(asked)));
             }
             answer(Some(asked), None);

@@ -434,13 +434,38 @@ fn source_label(reference: &Reference) -> String {
     format!("{}.{}", gantry_types::labels::DISTRIBUTION_SOURCE, name.trim_matches(['[', ']']))
 }
 
+/// Whether an operator's choice is about a platform.
+fn is_about(of: &UnpackPlatform, platform: &Platform) -> bool {
+    match of.platform.parse::<Platform>() {
+        _ if of.platform.is_empty() => true,
+        Ok(of) => of.preference(platform).is_some(),
+        Err(_) => false,
+    }
+}
+
+/// The differ that the operator chose for the platform and its snapshotter; else all, in the order they are tried.
+///
+/// # Errors
+/// `NotFound` for a differ that is not there.
+fn differs_for(t: &Transfer, unpack: &Unpack) -> Result<Vec<String>> {
+    let config = &t.core.config;
+    let of_it = |of: &&UnpackPlatform| {
+        is_about(of, &unpack.platform) && (of.snapshotter.is_empty() || of.snapshotter == unpack.snapshotter)
+    };
+    match config.unpack_platforms.iter().filter(|of| !of.differ.is_empty()).find(of_it) {
+        None => Ok(config.differs.clone()),
+        Some(of) if is_known(t, &of.differ) => Ok(vec![of.differ.clone()]),
+        Some(of) => Err(Error::not_found("differ of unpack_config", of.differ.clone())),
+    }
+}
+
+fn is_known(t: &Transfer, differ: &str) -> bool {
+    crate::diff::BUILT_IN.contains(&differ) || t.core.differs.contains_key(differ)
+}
+
 /// The snapshotter that is asked for; else the one that the operator chose for the platform; else the default one.
 fn or_default(t: &Transfer, unpack: &Unpack) -> String {
-    let wished = |of: &&UnpackPlatform| match of.platform.parse::<Platform>() {
-        _ if of.platform.is_empty() => true,
-        Ok(platform) => platform.preference(&unpack.platform).is_some(),
-        Err(_) => false,
-    };
+    let wished = |of: &&UnpackPlatform| is_about(of, &unpack.platform);
     let known = |of: &&UnpackPlatform| t.snapshots.names().contains(&of.snapshotter);
     let chosen = t.core.config.unpack_platforms.iter().filter(known).find(wished);
     match chosen {

@@ -402,7 +402,8 @@ impl Transfer {
             source,
             told: Labels::new(),
         });
-        Ok(Stack { snapshotter: unpack.snapshotter.clone(), layers: layers.collect() })
+        let (snapshotter, differs) = (unpack.snapshotter.clone(), super::differs_for(self, unpack)?);
+        Ok(Stack { snapshotter, differs, layers: layers.collect() })
     }
 
     /// Labels what was unpacked: the configuration keeps the top snapshot, each layer says what is inside.

@@ -54,6 +54,8 @@ pub(super) type Asked = oneshot::Sender<Option<Feed>>;
 /// A stack of layers for one snapshotter.
 pub(super) struct Stack {
     pub(super) snapshotter: String,
+    /// Differs that may unpack it, in the order they are tried.
+    pub(super) differs: Vec<String>,
     pub(super) layers: Vec<Layer>,
 }
 
@@ -116,13 +118,17 @@ impl Transfer {
         let chain = stack.chain();
         let top = chain.last().cloned().ok_or_else(|| Error::invalid("image", "has no layers to unpack"))?;
         let driver = self.snapshots.snapshotter(&stack.snapshotter)?;
-        let at_once = driver.capabilities().contains(&"rebase") && self.core.config.concurrent_unpacks > 1;
+        let may_rebase = driver.capabilities().contains(&"rebase") && self.core.config.concurrent_unpacks > 1;
+        // A differ of another process does not say when it needs what is below.
+        let elsewhere = stack.differs.first().is_some_and(|name| self.core.differs.contains_key(name));
+        let at_once = may_rebase && !elsewhere;
         let together = Together::default();
         let unpacked = {
             let one = |number: usize| One {
                 transfer: self,
                 scope,
                 snapshotter: &stack.snapshotter,
+                differs: &stack.differs,
                 chain_id: &chain[number],
                 parent: if number == 0 { "" } else { chain[number - 1].as_str() },
                 report,
