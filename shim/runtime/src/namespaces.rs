@@ -173,14 +173,17 @@ fn clone_process(new: u64, cgroup: Option<&Fd>, ops: &[Op], proc: &Fd) -> Result
 fn spawn_through(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], proc: &Fd) -> Result<Spawned> {
     let failed = |errno| Error::Init { what: "clone3".into(), source: std::io::Error::from_raw_os_error(errno) };
     let (ours, theirs) = sys::socket_pair().map_err(failed)?;
+    // A channel of its own: the real process may speak before the intermediate says that it is born.
+    let (news, birth) = sys::socket_pair().map_err(failed)?;
     let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
     let helper = sys::clone3(&args).map_err(failed)?;
     if helper == 0 {
         let _ = sys::raw!(libc::SYS_close, ours.0);
-        intermediate(namespaces, cgroup, ops, theirs.0, proc.0);
+        let _ = sys::raw!(libc::SYS_close, news.0);
+        intermediate(namespaces, cgroup, ops, [theirs.0, birth.0], proc.0);
     }
-    drop(theirs);
-    let born = receive(&ours);
+    drop((theirs, birth));
+    let born = receive(&news);
     let _ = sys::wait_pid(helper);
     let message = born?.0;
     if message.kind != Ask::Born as u32 {
@@ -196,18 +199,29 @@ fn spawn_through(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], proc:
     Ok(Spawned { pid, pidfd, socket: ours })
 }
 
-/// The intermediate process: joins, sets clocks, makes the real process as a child of our parent, ends.
-fn intermediate(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], socket: RawFd, proc: RawFd) -> ! {
+/// The intermediate process: joins, sets clocks, makes the real process as a child of our parent, says on `birth` who
+/// that is, ends.
+fn intermediate(
+    namespaces: &Namespaces,
+    cgroup: Option<&Fd>,
+    ops: &[Op],
+    [socket, birth]: [RawFd; 2],
+    proc: RawFd,
+) -> ! {
     let mut message = Message::EMPTY;
     match join_and_clone(namespaces, cgroup, proc, &mut message.index) {
-        Ok(0) => init::run(ops, socket, proc),
+        Ok(0) => {
+            // The intermediate's death must be seen as the end of the stream.
+            let _ = sys::raw!(libc::SYS_close, birth);
+            init::run(ops, socket, proc)
+        }
         Ok(pid) => {
             message.kind = Ask::Born as u32;
             message.index = pid as u32;
         }
         Err(errno) => message.errno = errno,
     }
-    let _ = init::send(socket, &message);
+    let _ = init::send(birth, &message);
     sys::exit(0)
 }
 
