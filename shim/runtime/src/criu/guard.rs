@@ -194,6 +194,9 @@ pub(super) fn rights(pid: i32, process: &Process, filtered: bool) -> Result<()> 
             Err(_) if task != pid && has_ended(task) => continue,
             text => text.map_err(|source| Error::file("read", &path, source))?,
         };
+        if task != pid && is_over(&text) {
+            continue;
+        }
         if let Some(reason) = excess(&text, most, filtered) {
             return Err(Error::Criu { command: "restore", reason: format!("a process of the images {reason}") });
         }
@@ -216,9 +219,17 @@ fn excess(status: &str, most: u64, filtered: bool) -> Option<String> {
     None
 }
 
-/// Whether a process runs no more, reaped or not: then it is in no namespace, and does nothing.
+/// Whether a process runs no more, reaped or not: then it is in no namespace, and does nothing. CRIU's helpers end so,
+/// with rights that nobody took from them.
 fn has_ended(pid: i32) -> bool {
-    crate::state::start_time(pid).is_none_or(|(_, zombie)| zombie)
+    std::fs::read_to_string(format!("/proc/{pid}/status")).map_or(true, |status| is_over(&status))
+}
+
+/// Whether a `status` (proc_pid_status(5)) is that of a process of which nothing runs: a leader of threads may be a
+/// zombie while they go on.
+fn is_over(status: &str) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
+    field("State:").starts_with(['Z', 'X']) && matches!(field("Threads:"), "0" | "1")
 }
 
 /// A process and all that descend from it.
@@ -249,6 +260,14 @@ mod tests {
             {"destination": "/data/", "type": "bind", "source": "/srv", "options": ["rbind"]},
             {"destination": "/etc/hosts", "type": "none", "source": "/h", "options": ["bind"]}]}"#;
         Spec::parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_has_ended_is_told_from_a_leader_whose_threads_go_on() {
+        assert!(is_over("Name:\tcriu\nState:\tZ (zombie)\nThreads:\t1\n"));
+        assert!(!is_over("Name:\tevil\nState:\tZ (zombie)\nThreads:\t2\n"));
+        assert!(!is_over("Name:\tsleep\nState:\tS (sleeping)\nThreads:\t1\n"));
+        assert!(!is_over(""));
     }
 
     #[test]
