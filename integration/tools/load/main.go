@@ -46,6 +46,7 @@ type load struct {
 	rootfs      string
 	cgroup      string
 	keep        bool
+	expires     time.Duration
 	connections []*grpc.ClientConn
 }
 
@@ -76,6 +77,7 @@ func main() {
 	flag.StringVar(&l.rootfs, "rootfs", "", "root file system of tasks; beside it an empty directory of that name and -below")
 	flag.StringVar(&l.cgroup, "cgroup", "/load", "control group of tasks")
 	flag.BoolVar(&l.keep, "keep", false, "leave the tasks that were started")
+	flag.DurationVar(&l.expires, "expires", 0, "when images-expiring are garbage, counted from the start")
 	flag.IntVar(&l.daemon, "pid", 0, "process of the daemon, to tell its CPU time")
 	flag.Parse()
 	if err := l.dial(*connections); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"time"
 
 	containers "github.com/containerd/containerd/api/services/containers/v1"
 	images "github.com/containerd/containerd/api/services/images/v1"
@@ -20,26 +21,26 @@ import (
 type workload = func(context.Context, *load) (result, error)
 
 var workloads = map[string]workload{
-	"fill":           fill,
-	"version":        version,
-	"get":            get,
-	"list":           list,
-	"list-stream":    listStream,
-	"images-list":    listImages,
-	"create":         create,
-	"update":         update,
-	"images-create":  createImages,
-	"images-expired": createExpiredImages,
-	"leases-create":  createLeases,
-	"resources-add":  addResources,
-	"content-labels": labelContent,
-	"content-read":   read,
-	"content-write":  write,
-	"events":         fanOut,
-	"task-life":      taskLife,
-	"task-start":     taskStart,
-	"task-end":       taskEnd,
-	"task-exec":      taskExec,
+	"fill":            fill,
+	"version":         version,
+	"get":             get,
+	"list":            list,
+	"list-stream":     listStream,
+	"images-list":     listImages,
+	"create":          create,
+	"update":          update,
+	"images-create":   createImages,
+	"images-expiring": createExpiringImages,
+	"leases-create":   createLeases,
+	"resources-add":   addResources,
+	"content-labels":  labelContent,
+	"content-read":    read,
+	"content-write":   write,
+	"events":          fanOut,
+	"task-life":       taskLife,
+	"task-start":      taskStart,
+	"task-end":        taskEnd,
+	"task-exec":       taskExec,
 	// The same by a client that costs next to nothing.
 	"wire-list":          listOnWire,
 	"wire-list-stream":   listStreamOnWire,
@@ -191,11 +192,12 @@ func createImages(ctx context.Context, l *load) (result, error) {
 	})
 }
 
-// createExpiredImages makes what the next collection removes.
-func createExpiredImages(ctx context.Context, l *load) (result, error) {
+// createExpiringImages makes what is garbage after a while.
+func createExpiringImages(ctx context.Context, l *load) (result, error) {
+	when := time.Now().Add(l.expires).Format(time.RFC3339)
 	return unary(ctx, l, imagesService+"Create", func(worker, call int) any {
 		image := image("example.test/"+l.fresh(worker, call)+":latest", call)
-		image.Labels["containerd.io/gc.expire"] = "2000-01-01T00:00:00Z"
+		image.Labels["containerd.io/gc.expire"] = when
 		return &images.CreateImageRequest{Image: image}
 	})
 }
