@@ -92,6 +92,8 @@ fn from(what: &'static str, namespace: Option<&str>, method: &'static str) -> Re
 pub(crate) struct Wire {
     socket: PathBuf,
     descriptors: PathBuf,
+    /// The lease of all calls.
+    pub(crate) lease: Option<&'static str>,
 }
 
 impl Wire {
@@ -102,7 +104,7 @@ impl Wire {
         proto_files(&defs, &mut files);
         let set = protox::compile(files, [&defs]).expect("proto/defs compiles");
         std::fs::write(&descriptors, set.encode_to_vec()).expect("write the descriptors");
-        Wire { socket: daemon.address(), descriptors }
+        Wire { socket: daemon.address(), descriptors, lease: None }
     }
 
     fn start(&self, method: &str, namespace: Option<&str>, seconds: &str) -> Child {
@@ -131,6 +133,9 @@ impl Wire {
         command.arg(&self.descriptors).args(["-d", "@"]);
         if let Some(namespace) = namespace {
             command.args(["-rpc-header", &format!("containerd-namespace: {namespace}")]);
+        }
+        if let Some(lease) = self.lease {
+            command.args(["-rpc-header", &format!("containerd-lease: {lease}")]);
         }
         if let Some(header) = header {
             command.args(["-rpc-header", header]);

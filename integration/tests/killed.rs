@@ -34,7 +34,7 @@ struct Case {
     points: Vec<(String, After)>,
     /// Answered with success before the call was made, and after it.
     probe: Request,
-    /// What must be in the probe's answer, besides.
+    /// What must be in the probe's answer, besides, for the object to count as shown.
     text: &'static str,
     shown: [bool; 2],
     /// Codes that a retry may be answered with.
@@ -60,6 +60,11 @@ impl Case {
     /// A call that takes away what `probe` finds.
     fn removes(call: Request, probe: Request) -> Case {
         Case { shown: [true, false], retry: &["OK", "NotFound"], ..Case::makes(call, probe) }
+    }
+
+    /// A call that changes an object that is there: `text` is in the probe's answer afterwards only.
+    fn updates(call: Request, probe: Request, text: &'static str) -> Case {
+        Case { retry: &["OK"], text, ..Case::makes(call, probe) }
     }
 
     /// A call after which `probe` finds what it did before.
@@ -193,49 +198,55 @@ fn records_are_whole_or_not_there_wherever_the_daemon_is_killed() {
     let make_sandbox = || ask("", "sandbox.v1.Store/Create", sandbox.clone());
     let drop_sandbox = || ask("", "sandbox.v1.Store/Delete", json!({"sandboxId": "s"}));
     let labelled = |key: &str, value: Value| json!({key: value, "updateMask": {"paths": ["labels.a"]}});
+    let mut relabelled = image("i")["image"].take();
+    relabelled["labels"] = json!({"a": "b"});
     let cases = [
         Case::makes(make_image(), get_image()).clean(vec![drop_image()]),
         Case::removes(drop_image(), get_image()).before(vec![make_image()]),
-        Case::changes(ask("", "images.v1.Images/Update", image("i")), get_image())
+        Case::updates(ask("", "images.v1.Images/Update", labelled("image", relabelled)), get_image(), LABEL)
             .before(vec![make_image()])
             .clean(vec![drop_image()]),
         Case::makes(make_container(), get_container()).clean(vec![drop_container()]),
         Case::removes(drop_container(), get_container()).before(vec![make_container()]),
-        Case::changes(
+        Case::updates(
             ask("", "containers.v1.Containers/Update", labelled("container", json!({"id": "c", "labels": {"a": "b"}}))),
             get_container(),
+            LABEL,
         )
         .before(vec![make_container()])
         .clean(vec![drop_container()]),
         Case::makes(lease(), leased()).clean(vec![drop_lease()]),
         Case::removes(drop_lease(), leased()).before(vec![lease()]),
-        Case::changes(ask("", "leases.v1.Leases/AddResource", resource.clone()), leased())
+        Case::updates(ask("", "leases.v1.Leases/AddResource", resource.clone()), leased(), HELLO)
             .before(vec![lease()])
             .clean(vec![drop_lease()]),
-        Case::changes(ask("", "leases.v1.Leases/DeleteResource", resource.clone()), leased())
+        Case::removes(ask("", "leases.v1.Leases/DeleteResource", resource.clone()), leased())
+            .text(HELLO)
             .before(vec![lease(), ask("", "leases.v1.Leases/AddResource", resource)])
             .clean(vec![drop_lease()]),
         Case::makes(namespace(), get_namespace()).text("nnn").clean(vec![drop_namespace()]),
         Case::removes(drop_namespace(), get_namespace()).text("nnn").before(vec![namespace()]),
-        Case::changes(
+        Case::updates(
             ask(
                 "",
                 "namespaces.v1.Namespaces/Update",
                 labelled("namespace", json!({"name": "nnn", "labels": {"a": "b"}})),
             ),
             get_namespace(),
+            LABEL,
         )
         .before(vec![namespace()])
         .clean(vec![drop_namespace()]),
         Case::makes(make_sandbox(), get_sandbox()).clean(vec![drop_sandbox()]),
         Case::removes(drop_sandbox(), get_sandbox()).before(vec![make_sandbox()]),
-        Case::changes(
+        Case::updates(
             ask(
                 "",
                 "sandbox.v1.Store/Update",
                 json!({"sandbox": {"sandboxId": "s", "labels": {"a": "b"}}, "fields": ["labels"]}),
             ),
             get_sandbox(),
+            LABEL,
         )
         .before(vec![make_sandbox()])
         .clean(vec![drop_sandbox()]),
@@ -247,6 +258,8 @@ fn records_are_whole_or_not_there_wherever_the_daemon_is_killed() {
     world.finish();
 }
 
+/// A label as grpcurl shows it.
+const LABEL: &str = "\"a\": \"b\"";
 /// `hello\n` and its digest.
 const DATA: &str = "aGVsbG8K";
 const HELLO: &str = "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
@@ -290,7 +303,7 @@ fn blobs_are_whole_or_not_there_wherever_the_daemon_is_killed() {
             .at(&[("metadata::before-apply", After::Before), ("metadata::before-acknowledge", After::Before)]),
         Case::removes(abort(), status()).before(vec![begun()]),
         Case::removes(delete(), info()).before(vec![commit()]),
-        Case::changes(ask("", "content.v1.Content/Update", update), info())
+        Case::updates(ask("", "content.v1.Content/Update", update), info(), "\"y\"")
             .before(vec![commit()])
             .clean(vec![delete()]),
     ];
@@ -349,7 +362,7 @@ fn snapshots_are_whole_or_not_there_wherever_the_daemon_is_killed() {
             ("snapshots::after-record", After::Done),
             ("snapshots::before-trash", After::Done),
         ]),
-        Case::changes(ask("", "snapshots.v1.Snapshots/Update", update), stat("k"))
+        Case::updates(ask("", "snapshots.v1.Snapshots/Update", update), stat("k"), "\"y\"")
             .before(vec![prepare("k")])
             .clean(vec![remove("k")]),
         Case::changes(ask("", "snapshots.v1.Snapshots/Cleanup", json!({"snapshotter": "overlayfs"})), stat("k"))
@@ -647,6 +660,9 @@ fn events_and_mounts_are_asked_for_again_after_a_kill() {
     let activate = || ask("", "mounts.v1.Mounts/Activate", json!({"name": "m", "mounts": [bind], "temporary": true}));
     let deactivate = || ask("", "mounts.v1.Mounts/Deactivate", json!({"name": "m"}));
     let label = json!({"info": {"name": "m", "labels": {"a": "b"}}, "updateMask": {"paths": ["labels"]}});
+    // No collection may end them between two calls.
+    world.wire.ok("leases.v1.Leases/Create", json!({"id": "keeper"}));
+    world.wire.lease = Some("keeper");
     // Temporary mounts are the daemon's own: with it they go, and what it knew of them.
     let made = [
         ("metadata::before-apply", After::Before),
@@ -665,6 +681,8 @@ fn events_and_mounts_are_asked_for_again_after_a_kill() {
             world.run_at(case, point, *after);
         }
     }
+    world.wire.lease = None;
+    world.wire.ok("leases.v1.Leases/Delete", json!({"id": "keeper", "sync": true}));
     // What containerd does not do either.
     let update = Case::changes(ask("", "mounts.v1.Mounts/Update", label), version());
     world.run(&update.at(&around).retry(&["Unimplemented"]));
