@@ -7,25 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use common::Host;
-use gantry_engine::containers::{Container, Runtime};
+use gantry_engine::containers::Container;
 use gantry_engine::images::Image;
 use gantry_engine::leases::Resource;
 use gantry_engine::{Descriptor, Digest, ErrorKind, Filter, HasKind, Labels, Scope};
 
 fn container(id: &str) -> Container {
-    Container {
-        id: id.parse().unwrap(),
-        labels: Labels::new(),
-        image: String::new(),
-        runtime: Runtime { name: "io.containerd.runc.v2".into(), options: None },
-        spec: None,
-        snapshotter: String::new(),
-        snapshot_key: String::new(),
-        sandbox_id: String::new(),
-        extensions: Default::default(),
-        created: SystemTime::UNIX_EPOCH,
-        updated: SystemTime::UNIX_EPOCH,
-    }
+    common::record(id, None)
 }
 
 fn image(name: &str, digest: &Digest, size: u64) -> Image {

@@ -5,73 +5,23 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use common::Host;
-use gantry_engine::containers::{Container, Runtime};
-use gantry_engine::spec::SpecBuilder;
+use common::tasks::{busybox, container, shim_is_there};
 use gantry_engine::tasks::{CHECKPOINT_ARCHIVE, CHECKPOINT_CONFIG, Checkpoint, Create, Status};
-use gantry_engine::{Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Labels, Mount};
+use gantry_engine::{Any, Descriptor, Digest, ErrorKind, Filter, HasKind, Labels};
 use gantry_ttrpc::pb::containerd::runc::v1::CheckpointOptions;
 use prost::{Message, Name};
 
-const SHIM: &str = "containerd-shim-gantry-v1";
-const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/count; sleep 0.05; done";
+const COUNTING: [&str; 3] =
+    ["/bin/sh", "-c", "i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/count; sleep 0.05; done"];
 /// An emulated machine is slow.
 const LONG: Duration = Duration::from_secs(60);
 const SIGKILL: u32 = 9;
 
-/// Without the shim's binary there is nothing to test: `cargo build -p gantry-task` makes it.
-fn shim_is_there() -> bool {
-    let there = common::target_dir().join(SHIM).exists() && Path::new("/bin/busybox").exists();
-    if !there {
-        eprintln!("skipped: no {SHIM} in {} or no /bin/busybox", common::target_dir().display());
-    }
-    there
-}
-
-fn root(host: &Host) -> PathBuf {
-    let root = host.dir.path().join("busybox");
-    for sub in ["bin", "proc", "sys", "dev", "tmp"] {
-        std::fs::create_dir_all(root.join(sub)).unwrap();
-    }
-    if !root.join("bin/sh").exists() {
-        std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "sleep", "mv", "echo"] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-    }
-    root
-}
-
-async fn container(host: &Host, id: &str) -> Create {
-    let args = ["/bin/sh", "-c", COUNT].map(str::to_owned);
-    let spec = SpecBuilder::new(&host.scope.namespace, id).unwrap().args(&args).build().unwrap();
-    let spec = Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
-        value: serde_json::to_vec(&spec).unwrap(),
-    };
-    let record = Container {
-        id: id.parse().unwrap(),
-        labels: Labels::new(),
-        image: String::new(),
-        runtime: Runtime { name: "io.containerd.runc.v2".into(), options: None },
-        spec: Some(spec),
-        snapshotter: String::new(),
-        snapshot_key: String::new(),
-        sandbox_id: String::new(),
-        extensions: Default::default(),
-        created: SystemTime::UNIX_EPOCH,
-        updated: SystemTime::UNIX_EPOCH,
-    };
-    host.engine.containers.create(&host.scope, record).await.unwrap();
-    let source = root(host).to_string_lossy().into_owned();
-    let bind = Mount { kind: "bind".into(), source, target: String::new(), options: vec!["rbind".into(), "rw".into()] };
-    Create { container_id: id.into(), rootfs: vec![bind], ..Create::default() }
-}
-
 async fn running(host: &Host, id: &str) -> Create {
-    let create = container(host, id).await;
+    let create = container(host, id, &COUNTING).await;
     host.engine.tasks.create(&host.scope, create.clone()).await.unwrap();
     host.engine.tasks.start(&host.scope, id, "").await.unwrap();
     beyond(host, 3).await;
@@ -79,7 +29,7 @@ async fn running(host: &Host, id: &str) -> Create {
 }
 
 fn count(host: &Host) -> u64 {
-    let text = std::fs::read_to_string(root(host).join("tmp/count")).unwrap_or_default();
+    let text = std::fs::read_to_string(busybox(host).join("tmp/count")).unwrap_or_default();
     text.trim().parse().unwrap_or(0)
 }
 
@@ -127,7 +77,7 @@ async fn what_cannot_be_checkpointed_says_why_and_goes_on() {
     let host = Host::new().await;
     let (tasks, scope) = (&host.engine.tasks, &host.scope);
     assert_eq!(tasks.checkpoint(scope, "none", None).await.unwrap_err().kind(), ErrorKind::NotFound);
-    let create = container(&host, "c").await;
+    let create = container(&host, "c", &COUNTING).await;
     tasks.create(scope, create).await.unwrap();
     assert_eq!(tasks.checkpoint(scope, "c", None).await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
     tasks.start(scope, "c", "").await.unwrap();
@@ -153,7 +103,7 @@ async fn what_is_no_checkpoint_makes_no_task() {
     }
     let host = Host::new().await;
     let (tasks, scope) = (&host.engine.tasks, &host.scope);
-    let create = container(&host, "c").await;
+    let create = container(&host, "c", &COUNTING).await;
     let from = |descriptor| Create { checkpoint: Some(Checkpoint::Archive(descriptor)), ..create.clone() };
     let layer = stored(&host, "application/vnd.oci.image.layer.v1.tar", b"layer".to_vec()).await;
     assert_eq!(tasks.create(scope, from(layer)).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
@@ -213,7 +163,7 @@ async fn a_task_goes_on_from_what_was_stored_and_from_a_directory() {
     tasks.create(scope, Create { checkpoint: Some(restored), ..create }).await.unwrap();
     tasks.start(scope, "c", "").await.unwrap();
     beyond(&host, last + 2).await;
-    assert_eq!(std::fs::read(root(&host).join("added")).unwrap(), b"yes");
+    assert_eq!(std::fs::read(busybox(&host).join("added")).unwrap(), b"yes");
     end(&host, "c").await;
     assert_nothing_left(&host).await;
 }

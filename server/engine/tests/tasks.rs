@@ -4,71 +4,18 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use common::Host;
-use gantry_engine::containers::{Container, Runtime};
-use gantry_engine::spec::SpecBuilder;
+use common::tasks::{SHIM, container, shim_is_there};
 use gantry_engine::tasks::{Create, Exec, Status};
-use gantry_engine::{Any, Engine, ErrorKind, Filter, HasKind, Labels, Mount};
-
-const SHIM: &str = "containerd-shim-gantry-v1";
+use gantry_engine::{Any, Engine, ErrorKind, Filter, HasKind, Mount};
 
 /// The shims to test under: ours, and containerd's own where the integration tools are built.
 fn shims_to_test() -> Vec<PathBuf> {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration/tools/bin/containerd-shim-runc-v2");
     let all = [common::target_dir().join(SHIM), tools.canonicalize().unwrap_or(tools)];
     all.into_iter().filter(|shim| shim.exists()).collect()
-}
-
-/// Without the shim's binary there is nothing to test: `cargo build -p gantry-task` makes it.
-fn shim_is_there() -> bool {
-    let there = common::target_dir().join(SHIM).exists() && Path::new("/bin/busybox").exists();
-    if !there {
-        eprintln!("skipped: no {SHIM} in {} or no /bin/busybox", common::target_dir().display());
-    }
-    there
-}
-
-fn rootfs(dir: &Path) -> PathBuf {
-    let root = dir.join("busybox");
-    if root.exists() {
-        return root;
-    }
-    for sub in ["bin", "proc", "sys", "dev", "tmp", "etc"] {
-        std::fs::create_dir_all(root.join(sub)).unwrap();
-    }
-    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for applet in ["sh", "sleep", "true", "cat", "echo"] {
-        let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
-    }
-    root
-}
-
-async fn container(host: &Host, id: &str, args: &[&str]) -> Create {
-    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-    let spec = SpecBuilder::new(&host.scope.namespace, id).unwrap().args(&args).build().unwrap();
-    let spec = Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
-        value: serde_json::to_vec(&spec).unwrap(),
-    };
-    let record = Container {
-        id: id.parse().unwrap(),
-        labels: Labels::new(),
-        image: String::new(),
-        runtime: Runtime { name: "io.containerd.runc.v2".into(), options: None },
-        spec: Some(spec),
-        snapshotter: String::new(),
-        snapshot_key: String::new(),
-        sandbox_id: String::new(),
-        extensions: Default::default(),
-        created: SystemTime::UNIX_EPOCH,
-        updated: SystemTime::UNIX_EPOCH,
-    };
-    host.engine.containers.create(&host.scope, record).await.unwrap();
-    let source = rootfs(host.dir.path()).to_string_lossy().into_owned();
-    let bind = Mount { kind: "bind".into(), source, target: String::new(), options: vec!["rbind".into(), "rw".into()] };
-    Create { container_id: id.into(), rootfs: vec![bind], ..Create::default() }
 }
 
 async fn topics(events: &mut gantry_engine::events::Subscription, last: &str) -> Vec<String> {

@@ -2,10 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail at any line")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::path::{Path, PathBuf};
+pub mod tasks;
 
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use gantry_engine::containers::{Container, Runtime};
 use gantry_engine::transfer::{Access, ProgressSink, Pull, Unpack};
-use gantry_engine::{Config, Engine, Filter, Platform, Result, Scope};
+use gantry_engine::{Any, Config, Engine, Filter, Labels, Platform, Result, Scope};
 use gantry_registry::fake::{Fake, Options};
 use tempfile::TempDir;
 
@@ -140,4 +144,21 @@ pub fn files_below(directory: &Path) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+/// A container of the default runtime that says nothing else.
+pub fn record(id: &str, spec: Option<Any>) -> Container {
+    Container {
+        id: id.parse().unwrap(),
+        labels: Labels::new(),
+        image: String::new(),
+        runtime: Runtime { name: "io.containerd.runc.v2".into(), options: None },
+        spec,
+        snapshotter: String::new(),
+        snapshot_key: String::new(),
+        sandbox_id: String::new(),
+        extensions: Default::default(),
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
+    }
 }

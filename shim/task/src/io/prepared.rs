@@ -142,9 +142,7 @@ impl Prepared {
             self.terminal_input = Some(source);
             return Ok(());
         }
-        let (theirs, ours) = pipe()?;
-        own(&theirs, owner)?;
-        no_block(&ours)?;
+        let (theirs, ours) = input_pipe(owner)?;
         self.child[0] = Some(theirs);
         self.copies.push(Copy { source, sink: ours, kind: Sink::Input });
         Ok(())
@@ -156,9 +154,7 @@ impl Prepared {
         if self.terminal {
             return Ok(());
         }
-        let (theirs, ours) = pipe()?;
-        own(&theirs, owner)?;
-        no_block(&ours)?;
+        let (theirs, ours) = input_pipe(owner)?;
         self.child[0] = Some(theirs);
         self.held_input = Some(ours);
         Ok(())
@@ -167,9 +163,7 @@ impl Prepared {
     fn open_log(&mut self, mut log: LogStreams, owner: PipeOwner) -> Result<(), Error> {
         if !self.terminal {
             for (number, stream) in [(1, Stream::Stdout), (2, Stream::Stderr)] {
-                let (ours, theirs) = pipe()?;
-                own(&theirs, owner)?;
-                no_block(&ours)?;
+                let (theirs, ours) = output_pipe(owner)?;
                 self.child[number] = Some(theirs);
                 log.sources.push((stream, ours));
             }
@@ -191,9 +185,7 @@ impl Prepared {
             self.terminal_output = Some(sink);
             return Ok(());
         }
-        let (ours, theirs) = pipe()?;
-        own(&theirs, owner)?;
-        no_block(&ours)?;
+        let (theirs, ours) = output_pipe(owner)?;
         self.child[number] = Some(theirs);
         self.copies.push(Copy { source: ours, sink, kind: Sink::Output });
         Ok(())
@@ -237,6 +229,24 @@ fn open_file(path: &Path) -> Result<OwnedFd, Error> {
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
     pipe2(OFlag::O_CLOEXEC).map_err(|error| Error::system("pipe", error))
+}
+
+/// The process's end and ours, which never waits, of a pipe that it reads.
+fn input_pipe(owner: PipeOwner) -> Result<(OwnedFd, OwnedFd), Error> {
+    let (theirs, ours) = pipe()?;
+    ends(theirs, ours, owner)
+}
+
+/// The same of a pipe that it writes.
+fn output_pipe(owner: PipeOwner) -> Result<(OwnedFd, OwnedFd), Error> {
+    let (ours, theirs) = pipe()?;
+    ends(theirs, ours, owner)
+}
+
+fn ends(theirs: OwnedFd, ours: OwnedFd, owner: PipeOwner) -> Result<(OwnedFd, OwnedFd), Error> {
+    own(&theirs, owner)?;
+    no_block(&ours)?;
+    Ok((theirs, ours))
 }
 
 fn own(fd: &OwnedFd, owner: PipeOwner) -> Result<(), Error> {
