@@ -75,9 +75,10 @@ fn a_pod_lives_from_pull_to_removal_and_leaves_nothing() {
 }
 
 #[test]
-fn bad_requests_for_pods_are_refused_by_field_and_leave_nothing() {
+fn bad_requests_of_every_method_are_refused_by_field_and_leave_nothing() {
     let node = Node::new();
     node.go_test("TestPodsBadRequests");
+    node.go_test("TestBadFields");
     node.end();
 }
 

@@ -4,12 +4,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gantry_integration::Lab;
 use serde_json::json;
 
-use crate::cri_node::Node;
+use crate::cri_node::{Node, wait_for};
 
 /// Answers every connection in a pod with a word, until the test ends.
 fn serve(node: &Node, pod: &str) {
@@ -43,6 +43,9 @@ fn pods_of_a_fresh_machine_have_a_network_and_leave_nothing() {
         assert_eq!(node.within(&two, || ask(address, 80)).expect("the other pod answers"), "served");
     }
     assert_eq!(ask("127.0.0.1", 8080).expect("the host port answers"), "served");
+    // The kernel cannot bring an answer back there.
+    let refused = ask("::1", 8080).expect_err("nobody answers");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     let status = node.ask("Status", &json!({}));
     let conditions = status["status"]["conditions"].as_array().expect("conditions");
     assert!(conditions.iter().any(|c| c["type"] == "NetworkReady" && c["status"] == true), "{status}");
@@ -136,7 +139,7 @@ fn a_daemon_killed_amid_an_attachment_undoes_it_and_the_kubelets_retry_succeeds(
     let request = json!({"config": node.pod_config("one", &json!({}))});
     std::thread::scope(|scope| {
         let calling = scope.spawn(|| node.call("RunPodSandbox", &request));
-        wait_for(|| lab.path("held").exists(), "the plug-in is called");
+        wait_for("the plug-in is called", || lab.path("held").exists());
         // The call ends with its daemon.
         let pid = nix::unistd::Pid::from_raw(node.daemon.pid());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill the daemon");
@@ -146,18 +149,10 @@ fn a_daemon_killed_amid_an_attachment_undoes_it_and_the_kubelets_retry_succeeds(
     plugin(&lab, &format!("[ $CNI_COMMAND = DEL ] && rm -f $DIR/held\n{ANSWER}"));
     node.daemon.launch();
     let pod = node.ask("RunPodSandbox", &request)["podSandboxId"].as_str().expect("an id").to_owned();
-    wait_for(|| !lab.path("held").exists(), "the attachment is undone");
+    wait_for("the attachment is undone", || !lab.path("held").exists());
     node.remove_pod(&pod);
     for left in node.ask("ListPodSandbox", &json!({}))["items"].as_array().into_iter().flatten() {
         node.remove_pod(left["id"].as_str().expect("an id"));
     }
     node.finish();
-}
-
-fn wait_for(condition: impl Fn() -> bool, what: &str) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < until, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gantry_integration::images::{Image, busybox_root};
 use gantry_integration::lab::peer_binary;
@@ -46,17 +46,37 @@ impl<'l> Node<'l> {
 
     /// Calls a method of the RuntimeService.
     pub(crate) fn call(&self, method: &str, request: &Value) -> Outcome {
+        Outcome::of(self.command("RuntimeService", method, request), PATIENCE)
+    }
+
+    /// Calls a method of the ImageService.
+    pub(crate) fn call_images(&self, method: &str, request: &Value) -> Outcome {
+        Outcome::of(self.command("ImageService", method, request), PATIENCE)
+    }
+
+    /// The command that calls a method.
+    pub(crate) fn command(&self, service: &str, method: &str, request: &Value) -> Command {
         let mut command = Command::new(peer_binary("grpcurl"));
         command.args(["-plaintext", "-unix", "-authority", "localhost", "-emit-defaults", "-max-time", "60", "-d"]);
         command.arg(request.to_string()).arg(self.daemon.address());
-        command.arg(format!("runtime.v1.RuntimeService/{method}"));
-        Outcome::of(command, PATIENCE)
+        command.arg(format!("runtime.v1.{service}/{method}"));
+        command
     }
 
     /// Calls a method that must succeed; its answer.
     #[track_caller]
     pub(crate) fn ask(&self, method: &str, request: &Value) -> Value {
-        let out = self.call(method, request);
+        self.answer(&self.call(method, request))
+    }
+
+    /// Calls a method of the ImageService that must succeed; its answer.
+    #[track_caller]
+    pub(crate) fn ask_images(&self, method: &str, request: &Value) -> Value {
+        self.answer(&self.call_images(method, request))
+    }
+
+    #[track_caller]
+    fn answer(&self, out: &Outcome) -> Value {
         assert!(out.code == 0, "{out}\nthe daemon's log:\n{}", self.daemon.log_tail());
         serde_json::from_str(&out.stdout).expect("grpcurl prints JSON")
     }
@@ -165,5 +185,15 @@ impl<'l> Node<'l> {
         self.remove_parents();
         self.daemon.assert_nothing_leaked();
         self.daemon.stop_clean();
+    }
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < until, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -34,7 +34,7 @@ impl Cri {
     pub(crate) fn systemd_cgroups(&self, handler: &RuntimeHandler) -> bool {
         match handler.options.get("SystemdCgroup") {
             Some(Value::Bool(systemd)) => *systemd,
-            _ => !RUNC.contains(&handler.runtime_type.as_str()) && Path::new("/run/systemd/system").is_dir(),
+            _ => !takes_runc_options(handler) && Path::new("/run/systemd/system").is_dir(),
         }
     }
 }
@@ -45,11 +45,16 @@ pub(crate) fn runtime_of(handler: &RuntimeHandler) -> Runtime {
     Runtime { name: path.unwrap_or_else(|| handler.runtime_type.clone()), options: options_of(handler) }
 }
 
+/// Whether a handler's runtime takes runc's options.
+pub(crate) fn takes_runc_options(handler: &RuntimeHandler) -> bool {
+    RUNC.contains(&handler.runtime_type.as_str())
+}
+
 fn options_of(handler: &RuntimeHandler) -> Option<Any> {
     if handler.options.is_empty() {
         return None;
     }
-    if RUNC.contains(&handler.runtime_type.as_str()) {
+    if takes_runc_options(handler) {
         return Some(any(&runc_options(handler)));
     }
     let text = |key: &str| handler.options.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();

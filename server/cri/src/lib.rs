@@ -26,6 +26,7 @@ mod stages;
 mod stats;
 pub mod streaming;
 mod streams;
+mod verbose;
 
 pub use config::Config;
 pub use error::{Error, Result};

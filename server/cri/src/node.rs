@@ -89,7 +89,7 @@ impl Cri {
             registries,
             known: Known::default(),
             usages: Usages::default(),
-            rates: Rates::default(),
+            rates: Rates::new(config.runtime.stats_retention_period),
             events: Events::default(),
             threads: Threads::default(),
             streaming: tokio::sync::OnceCell::new(),
@@ -101,6 +101,7 @@ impl Cri {
         cri.restore().await;
         cri.listen().await?;
         cri.listen_to_plugins().await;
+        cri.collect_stats();
         Ok(cri)
     }
 }

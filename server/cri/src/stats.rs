@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use gantry_api::pb::runtime::v1 as wire;
 
@@ -15,24 +16,56 @@ use crate::{Cri, Result};
 /// Limits at and above this are none (v1 writes the largest multiple of a page).
 const UNLIMITED: u64 = 1 << 62;
 
+/// How long a container's figures are told again, unless `stats_collect_period` is set: containerd samples as often.
+const SAMPLE: Duration = Duration::from_secs(1);
+
 /// Where the figures of a container are read.
 pub(crate) struct Meter {
     /// None where it has no cgroup.
     pub(crate) gauge: Option<Gauge>,
     pub(crate) layer: Layer,
+    last: Mutex<Option<Sample>>,
+}
+
+impl Meter {
+    /// What was read last counts no more: a limit has changed.
+    pub(crate) fn forget(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// What was read of a container's cgroup at once. Each part has the time at which it was read.
+#[derive(Clone)]
+struct Sample {
+    taken: Instant,
+    /// The start that it belongs to.
+    started_at: i64,
+    cpu: Option<wire::CpuUsage>,
+    memory: Option<wire::MemoryUsage>,
+    swap: Option<wire::SwapUsage>,
+    io: Option<wire::IoUsage>,
 }
 
 /// Earlier readings of CPU time by id, to tell rates.
-#[derive(Default)]
-pub(crate) struct Rates(Mutex<HashMap<String, (i64, u64, u64)>>);
+pub(crate) struct Rates {
+    last: Mutex<HashMap<String, (i64, u64, u64)>>,
+    /// Readings older than this many nanoseconds tell nothing any more (`stats_retention_period`).
+    kept: i64,
+}
 
 impl Rates {
+    pub(crate) fn new(retention: Option<Duration>) -> Rates {
+        let kept = retention.and_then(|kept| i64::try_from(kept.as_nanos()).ok()).unwrap_or(i64::MAX);
+        Rates { last: Mutex::default(), kept }
+    }
+
     /// Thousandths of a millionth of a core used since the last reading that lies far enough back.
     fn nano_cores(&self, id: &str, now: i64, usage: u64) -> u64 {
         /// Readings closer together say little.
         const APART: i64 = 500_000_000;
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((then, before, rate)) = last.get(id).copied() else {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last.get(id).copied().filter(|(then, ..)| now - then <= self.kept);
+        let Some((then, before, rate)) = known else {
             last.insert(id.to_owned(), (now, usage, 0));
             return 0;
         };
@@ -48,7 +81,7 @@ impl Rates {
 
     /// Forgets what is gone.
     pub(crate) fn forget(&self, id: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 }
 
@@ -99,23 +132,17 @@ impl Cri {
         let record = self.engine.containers.get(&self.scope, &container.id).await.ok()?;
         let gauge = crate::cgroup::of_record(&record).map(Gauge::new);
         let layer = self.layer_of(&record);
-        Some(container.meter.get_or_init(|| Meter { gauge, layer }))
+        Some(container.meter.get_or_init(|| Meter { gauge, layer, last: Mutex::default() }))
     }
 
     async fn figures(&self, container: &Container) -> wire::ContainerStats {
         let config = container.config();
-        let running = container.state() == wire::ContainerState::ContainerRunning;
         let meter = self.meter(container).await;
-        let gauge = meter.and_then(|meter| meter.gauge.as_ref());
-        if let Some(gauge) = gauge.filter(|_| !running) {
-            gauge.close();
-        }
-        let reading = gauge.filter(|_| running).map(|gauge| Reading { cgroups: &self.cgroups, gauge });
+        let sample = meter.and_then(|meter| self.sampled(container, meter));
         let layer = match meter {
             Some(meter) => self.writable_layer(&meter.layer).await,
             None => None,
         };
-        let (memory, swap) = reading.as_ref().map(Reading::memory).unwrap_or_default();
         wire::ContainerStats {
             attributes: Some(wire::ContainerAttributes {
                 id: container.id.clone(),
@@ -123,12 +150,50 @@ impl Cri {
                 labels: config.labels.clone(),
                 annotations: config.annotations.clone(),
             }),
-            cpu: reading.as_ref().and_then(|reading| reading.cpu(&self.rates, &container.id)),
-            memory,
+            cpu: sample.as_ref().and_then(|sample| sample.cpu),
+            memory: sample.as_ref().and_then(|sample| sample.memory),
             writable_layer: layer,
-            swap,
-            io: reading.as_ref().and_then(Reading::io),
+            swap: sample.as_ref().and_then(|sample| sample.swap),
+            io: sample.and_then(|sample| sample.io),
         }
+    }
+
+    /// What a container's cgroup says, or said a moment ago; none of one that does not run.
+    fn sampled(&self, container: &Container, meter: &Meter) -> Option<Sample> {
+        let gauge = meter.gauge.as_ref()?;
+        if container.state() != wire::ContainerState::ContainerRunning {
+            gauge.close();
+            return None;
+        }
+        let started_at = container.facts.borrow().started_at;
+        let period = self.config.runtime.stats_collect_period.unwrap_or(SAMPLE);
+        let mut last = meter.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |sample: &&Sample| sample.started_at == started_at && sample.taken.elapsed() < period;
+        if let Some(sample) = last.as_ref().filter(fresh) {
+            return Some(sample.clone());
+        }
+        let reading = Reading { cgroups: &self.cgroups, gauge };
+        let (memory, swap) = reading.memory();
+        let (cpu, io) = (reading.cpu(&self.rates, &container.id), reading.io());
+        let sample = Sample { taken: Instant::now(), started_at, cpu, memory, swap, io };
+        *last = Some(sample.clone());
+        Some(sample)
+    }
+
+    /// Samples all that runs as often as `stats_collect_period` says, where it is set; else that is left to those who
+    /// ask.
+    pub(crate) fn collect_stats(&self) {
+        let Some(period) = self.config.runtime.stats_collect_period.filter(|period| !period.is_zero()) else { return };
+        let cri = self.clone();
+        tokio::spawn(async move {
+            while cri.stopping.run_until_cancelled(tokio::time::sleep(period)).await.is_some() {
+                cri.all_figures(&cri.containers.all()).await;
+                for pod in cri.pods.all().iter().filter(|pod| pod.is_ready()) {
+                    let reading = cri.gauge_of_pod(pod).await.map(|gauge| Reading { cgroups: &cri.cgroups, gauge });
+                    reading.and_then(|reading| reading.cpu(&cri.rates, &pod.id));
+                }
+            }
+        });
     }
 
     /// One pod's figures.
@@ -325,10 +390,12 @@ mod tests {
 
     #[test]
     fn rates_are_told_between_readings_that_lie_apart() {
-        let rates = Rates::default();
+        let rates = Rates::new(Some(Duration::from_secs(60)));
         assert_eq!(rates.nano_cores("a", 0, 0), 0);
         assert_eq!(rates.nano_cores("a", 1_000_000_000, 500_000_000), 500_000_000);
         assert_eq!(rates.nano_cores("a", 1_000_000_001, 900_000_000), 500_000_000);
+        // What was read too long ago tells nothing.
+        assert_eq!(rates.nano_cores("a", 62_000_000_000, 900_000_000), 0);
     }
 
     #[test]

@@ -100,9 +100,14 @@ impl Attempts {
         self.errors.push(error);
     }
 
-    /// The error to give up with: the last host's, which names those before it.
+    /// The error to give up with: the last host's, which names those before it. Of a reference, a host that answers
+    /// says more than one that cannot be reached.
     pub(crate) fn give_up(&mut self) -> Error {
-        let last = self.errors.pop();
+        let answered = self.errors.iter().rposition(|error| matches!(error.reason(), Reason::Status { .. }));
+        let last = match answered.filter(|_| self.stage == Stage::Resolve) {
+            Some(at) => Some(self.errors.remove(at)),
+            None => self.errors.pop(),
+        };
         let last = last
             .unwrap_or_else(|| Error::new(self.subject.as_str(), "", self.stage, Reason::NoHost("be asked for this")));
         last.after(&self.errors)

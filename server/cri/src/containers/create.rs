@@ -276,6 +276,13 @@ fn check(config: &wire::ContainerConfig) -> Result<()> {
         return Err(Error::invalid("config.stdin_once", "needs stdin"));
     }
     mounts_check(&config.mounts)?;
+    let options = options_of(&security_of(config));
+    for (name, mode) in [("network", options.network), ("pid", options.pid), ("ipc", options.ipc)] {
+        if NamespaceMode::try_from(mode).is_err() {
+            let field = format!("config.linux.security_context.namespace_options.{name}");
+            return Err(Error::invalid(field, format!("{mode} is not a mode of namespaces")));
+        }
+    }
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     resources.map_or(Ok(()), |resources| limits_of("config.linux.resources", resources).map(drop))
 }

@@ -13,6 +13,7 @@ mod update;
 mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gantry_api::pb::runtime::v1 as wire;
@@ -41,6 +42,8 @@ pub(crate) struct Container {
     pub(crate) told_stop: tokio::sync::Mutex<bool>,
     /// Where its figures are read, once somebody has asked for them.
     pub(crate) meter: OnceLock<Meter>,
+    /// Whether it is being removed.
+    going: AtomicBool,
 }
 
 impl Container {
@@ -60,6 +63,7 @@ impl Container {
             created_at,
             gate: tokio::sync::Mutex::default(),
             meter: OnceLock::new(),
+            going: AtomicBool::new(false),
         })
     }
 
@@ -76,6 +80,16 @@ impl Container {
     /// What is known of it beside.
     pub(crate) fn facts(&self) -> Facts {
         self.facts.borrow().clone()
+    }
+
+    /// Notes whether it is being removed.
+    pub(crate) fn set_going(&self, going: bool) {
+        self.going.store(going, Ordering::Relaxed);
+    }
+
+    /// Whether it is being removed.
+    pub(crate) fn is_going(&self) -> bool {
+        self.going.load(Ordering::Relaxed)
     }
 
     /// What it does.

@@ -9,7 +9,7 @@ use wire::ContainerState;
 use super::stop::wire_signal;
 use super::{Container, Facts};
 use crate::pods::selects;
-use crate::{Cri, Result};
+use crate::{Cri, Result, verbose};
 
 /// What a container with these facts does.
 pub(crate) fn state_of(facts: &Facts) -> ContainerState {
@@ -45,10 +45,12 @@ impl Cri {
         let info = json!({
             "sandboxID": container.pod,
             "pid": container.facts().pid,
-            "removing": false,
+            "removing": container.is_going(),
             "snapshotKey": container.id,
             "snapshotter": record.as_ref().map(|record| record.snapshotter.clone()),
             "runtimeType": record.as_ref().map(|record| record.runtime.name.clone()),
+            "runtimeOptions": verbose::options(record.as_ref().and_then(|record| record.runtime.options.as_ref())),
+            "config": verbose::container_config(&container.config()),
             "runtimeSpec": spec,
         });
         BTreeMap::from([("info".to_owned(), info.to_string())])

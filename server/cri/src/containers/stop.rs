@@ -68,8 +68,13 @@ impl Cri {
         let Some(container) = found(self.containers.get(id))? else { return Ok(()) };
         let cri = self.clone();
         let work = tokio::spawn(async move {
-            cri.halt_container(&container, Duration::ZERO).await?;
-            cri.discard_container(&container).await
+            container.set_going(true);
+            let removed = match cri.halt_container(&container, Duration::ZERO).await {
+                Ok(()) => cri.discard_container(&container).await,
+                failed => failed,
+            };
+            container.set_going(false);
+            removed
         });
         work.await.map_err(|_| Error::Stopped { what: "removing a container" })?
     }

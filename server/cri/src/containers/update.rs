@@ -9,7 +9,6 @@ use gantry_nri::api::LinuxResources;
 use gantry_types::Any;
 
 use super::{Container, record};
-use crate::spec::limits_of;
 use crate::{Cri, Error, Result};
 
 /// Type of OCI limits in calls to runtimes.
@@ -20,7 +19,7 @@ impl Cri {
     pub(crate) async fn update_container(&self, request: wire::UpdateContainerResourcesRequest) -> Result<()> {
         let container = self.containers.get(&request.container_id)?;
         let asked = request.linux.ok_or_else(|| Error::invalid("linux", "must be set"))?;
-        limits_of("linux", &asked)?;
+        self.limits_here("linux", &asked)?;
         let _one = container.gate.lock().await;
         let wanted = self.nri_update(&container, &asked).await?;
         let asked = wanted.as_ref().map_or(asked.clone(), |wanted| crate::nri::asked(wanted, asked.oom_score_adj));
@@ -43,10 +42,7 @@ impl Cri {
         }
         let old = container.config().linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         let merged = merge(old, asked);
-        let mut limits = limits_of("linux", &merged)?;
-        if self.config.runtime.disable_hugetlb_controller || !self.cgroups.has("hugetlb") {
-            limits.hugepages.clear();
-        }
+        let limits = self.limits_here("linux", &merged)?;
         if container.state() == wire::ContainerState::ContainerRunning {
             let mut changed = serde_json::json!({"linux": {"resources": limits.to_resources()}});
             wanted.map_or(Ok(()), |wanted| crate::nri::put(&mut changed, wanted))?;
@@ -83,6 +79,9 @@ impl Cri {
         let fields = ["spec".to_owned(), format!("extensions.{}", record::CONFIG)];
         self.engine.containers.update(&self.scope, all, &fields).await?;
         container.set_config(config);
+        if let Some(meter) = container.meter.get() {
+            meter.forget();
+        }
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! of namespace `k8s.io` say is the truth; what is remembered here belongs to digests and never changes.
 
 mod name;
+mod progress;
 mod pull;
 mod registries;
 mod usage;

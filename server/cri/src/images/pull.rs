@@ -1,12 +1,14 @@
 //! Pulling an image for Kubernetes: three names stand for it then, and its layers are unpacked for the pod's handler.
 
 use gantry_api::pb::runtime::v1 as wire;
-use gantry_engine::transfer::{Credential, ProgressSink, Pull, Unpack};
+use gantry_engine::transfer::{Credential, Pull, Unpack};
 use gantry_types::{Labels, Platform, Reference};
 
 use super::name::{normalize, with_digest};
+use super::progress::watched;
 use super::registries::DOCKER;
 use super::{MANAGED, PINNED};
+use crate::config::ImagesConfig;
 use crate::{Cri, Error, Result};
 
 impl Cri {
@@ -25,10 +27,13 @@ impl Cri {
             unpacks: vec![unpack],
             discard_layers: self.config.images.discard_unpacked_layers,
             access: self.registries.access(credential),
+            concurrent_downloads: self.downloads(),
             ..Pull::new(reference.clone())
         };
         let failed = || Error::at(format!("failed to pull and unpack image {name:?}"));
-        let image = self.engine.transfer.pull(&self.scope, pull, ProgressSink::default()).await.map_err(failed())?;
+        let limit = self.config.images.image_pull_progress_timeout;
+        let pulled = watched(limit, |sink| self.engine.transfer.pull(&self.scope, pull, sink)).await;
+        let image = pulled.map_err(failed())?;
         let facts = self.facts(&image.target).await?;
         for other in [with_digest(&reference, &image.target.digest), facts.id.to_string()] {
             if other != name {
@@ -36,6 +41,16 @@ impl Cri {
             }
         }
         Ok(facts.id.to_string())
+    }
+
+    /// How many layers of an image are fetched at once: containerd's default leaves it to the engine, 0 is no limit.
+    fn downloads(&self) -> Option<usize> {
+        let images = &self.config.images;
+        let wanted = images.max_concurrent_downloads;
+        (wanted != ImagesConfig::default().max_concurrent_downloads).then_some(match wanted {
+            0 => usize::MAX,
+            wanted => wanted,
+        })
     }
 
     /// Labels of an image with one of these names.

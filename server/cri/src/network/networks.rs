@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::bridge::{Bridge, INTERFACE};
 use super::cni::{self, Cni, Network, is_valid_name};
@@ -195,15 +195,20 @@ impl Networks {
         }
     }
 
-    /// What is configured, for people.
+    /// What is configured, as containerd tells it.
     pub fn describe(&self) -> Value {
-        let dir = &self.0.cni.config.conf_dir;
+        let config = &self.0.cni.config;
         match self.0.cni.networks(None) {
-            Ok(networks) if networks.is_empty() && self.0.bridge.is_some() => {
-                json!({"PluginConfDir": dir, "Networks": ["built-in"]})
+            Ok(networks) if networks.is_empty() => {
+                let built_in: Vec<Value> = self.0.bridge.iter().map(Bridge::describe).collect();
+                cni::describe(config, built_in)
             }
-            Ok(networks) => cni::describe(dir, &networks),
-            Err(error) => json!({"PluginConfDir": dir, "Error": error.to_string()}),
+            Ok(networks) => cni::describe(config, networks.iter().map(Network::describe).collect()),
+            Err(error) => {
+                let mut told = cni::describe(config, Vec::new());
+                told["Error"] = error.to_string().into();
+                told
+            }
         }
     }
 }

@@ -263,6 +263,9 @@ fn check(config: &wire::PodSandboxConfig) -> Result<String> {
     check_directory("config.log_directory", &config.log_directory)?;
     ports_of(config)?;
     pod_limits(config)?;
+    if let Some(linux) = &config.linux {
+        check_linux(linux)?;
+    }
     let options = namespaces_of(config);
     let field = "config.linux.security_context.namespace_options";
     user_ranges(field, &options)?;
@@ -273,6 +276,23 @@ fn check(config: &wire::PodSandboxConfig) -> Result<String> {
         }
     }
     Ok(super::metadata_name(metadata))
+}
+
+/// What of these would lead out of the cgroups or of `/proc/sys`.
+fn check_linux(linux: &wire::LinuxPodSandboxConfig) -> Result<()> {
+    let parent = &linux.cgroup_parent;
+    if parent.contains('\0') || parent.split('/').any(|part| part == "..") {
+        return Err(Error::invalid("config.linux.cgroup_parent", "must be without `..`"));
+    }
+    for (name, value) in &linux.sysctls {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:*@".contains(c);
+        let leads_out = name.contains("..") || name.starts_with('/');
+        if name.is_empty() || leads_out || !name.chars().all(plain) || value.contains('\0') {
+            let reason = "is not the name of a kernel parameter, such as net.ipv4.ip_forward, with a value";
+            return Err(Error::invalid(format!("config.linux.sysctls[{name:?}]"), reason));
+        }
+    }
+    Ok(())
 }
 
 /// A host name as sethostname(2) takes it: at most 64 bytes, no blanks.
@@ -319,5 +339,15 @@ mod tests {
         assert_eq!(refused(&|c| c.metadata.as_mut().unwrap().uid.clear()), "config.metadata.uid");
         assert_eq!(refused(&|c| c.hostname = "a b".into()), "config.hostname");
         assert_eq!(refused(&|c| c.log_directory = "relative".into()), "config.log_directory");
+        let linux = |c: &mut wire::PodSandboxConfig, parent: &str, sysctl: &str| {
+            let sysctls = [(sysctl.to_owned(), "1".to_owned())].into();
+            let cgroup_parent = parent.to_owned();
+            c.linux = Some(wire::LinuxPodSandboxConfig { cgroup_parent, sysctls, ..Default::default() });
+        };
+        assert_eq!(refused(&|c| linux(c, "/a/../../b", "a.b")), "config.linux.cgroup_parent");
+        assert_eq!(refused(&|c| linux(c, "/a", "../../etc")), "config.linux.sysctls[\"../../etc\"]");
+        let mut good = config();
+        linux(&mut good, "/kubepods.slice", "net.ipv4.conf.eth0/1.forwarding");
+        assert!(check(&good).is_ok());
     }
 }

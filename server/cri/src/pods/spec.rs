@@ -38,13 +38,14 @@ impl Cri {
             &capabilities,
         )?;
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
+        let shares = if self.config.runtime.disable_cgroup { 0 } else { SANDBOX_SHARES };
         let mut builder = SpecBuilder::new(&self.scope.namespace, &pod.id)?
             .without_rlimits()
             .no_devices()
-            .limits(&Limits { cpu_shares: SANDBOX_SHARES, ..Limits::default() })
+            .limits(&Limits { cpu_shares: shares, ..Limits::default() })
             .oom_score_adj(self.oom_score(SANDBOX_OOM_SCORE))
             .seccomp(if security.privileged { None } else { seccomp });
-        if let Some(path) = cgroups_path(parent, &pod.id) {
+        if let Some(path) = cgroups_path(parent, &pod.id).filter(|_| !self.config.runtime.disable_cgroup) {
             builder = builder.cgroups_path(&path);
         }
         builder = namespaces(builder, &options, netns)?;
@@ -124,10 +125,12 @@ pub(crate) fn user_ranges(
 ) -> Result<Option<(Vec<IdRange>, Vec<IdRange>)>> {
     let Some(users) = &options.userns_options else { return Ok(None) };
     let field = |name: &str| format!("{field}.userns_options.{name}");
-    match users.mode() {
-        NamespaceMode::Node if users.uids.is_empty() && users.gids.is_empty() => return Ok(None),
-        NamespaceMode::Node => return Err(Error::invalid(field("uids"), "cannot be mapped in the node's namespace")),
-        NamespaceMode::Pod => {}
+    match NamespaceMode::try_from(users.mode) {
+        Ok(NamespaceMode::Node) if users.uids.is_empty() && users.gids.is_empty() => return Ok(None),
+        Ok(NamespaceMode::Node) => {
+            return Err(Error::invalid(field("uids"), "cannot be mapped in the node's namespace"));
+        }
+        Ok(NamespaceMode::Pod) => {}
         _ => return Err(Error::invalid(field("mode"), "must be POD or NODE")),
     }
     let ranges = |name: &str, all: &[gantry_api::pb::runtime::v1::IdMapping]| match all {

@@ -7,7 +7,7 @@ use gantry_api::pb::runtime::v1 as wire;
 use serde_json::{Value, json};
 
 use super::{Pod, SANDBOXER};
-use crate::{Cri, Result};
+use crate::{Cri, Result, verbose};
 
 /// The name by which a pod is unique on its node.
 pub(crate) fn metadata_name(metadata: &wire::PodSandboxMetadata) -> String {
@@ -77,16 +77,48 @@ impl Cri {
             Err(_) => None,
         };
         let ready = pod.is_ready();
+        let netns = self.netns_of(&pod.id);
+        let held = self.engine.containers.get(&self.scope, &pod.id).await.ok();
+        let told = verbose::cni_result(&facts.results, &netns);
+        let config = verbose::message(&*pod.config());
         let info = json!({
             "pid": status.filter(|_| ready).map_or(0, |status| status.pid),
             "processStatus": if ready { "running" } else { "deleted" },
-            "netNamespaceClosed": !crate::network::is_namespace(&self.netns_of(&pod.id)),
-            "runtimeType": record.map(|record| record.runtime.name),
+            "netNamespaceClosed": !crate::network::is_namespace(&netns),
+            "image": held.as_ref().map(|held| held.image.clone()).unwrap_or_default(),
+            "snapshotKey": held.as_ref().map(|held| held.snapshot_key.clone()).unwrap_or_default(),
+            "snapshotter": held.map(|held| held.snapshotter).unwrap_or_default(),
             "runtimeHandler": facts.handler,
+            "runtimeType": record.as_ref().map(|record| record.runtime.name.clone()),
+            "runtimeOptions": verbose::options(record.as_ref().and_then(|record| record.runtime.options.as_ref())),
+            "config": config,
             "runtimeSpec": spec,
-            "cniResult": facts.results.first(),
+            "cniResult": told,
+            "sandboxMetadata": self.metadata_of(pod, config, told),
         });
         BTreeMap::from([("info".to_owned(), info.to_string())])
+    }
+
+    /// What containerd keeps of a pod besides.
+    fn metadata_of(&self, pod: &Pod, config: Value, result: Value) -> Value {
+        let facts = pod.facts();
+        let own = pod.namespaces().network() != wire::NamespaceMode::Node;
+        let netns = if own { self.netns_of(&pod.id).to_string_lossy().into_owned() } else { String::new() };
+        let mut ips = facts.ips.iter();
+        let ip = ips.next().cloned().unwrap_or_default();
+        let others: Vec<&String> = ips.collect();
+        let metadata = json!({
+            "ID": pod.id,
+            "Name": metadata_name(&pod.config().metadata.clone().unwrap_or_default()),
+            "Config": config,
+            "NetNSPath": netns,
+            "IP": ip,
+            "AdditionalIPs": if others.is_empty() { Value::Null } else { json!(others) },
+            "RuntimeHandler": facts.handler,
+            "CNIResult": result,
+            "ProcessLabel": facts.process_label,
+        });
+        json!({"Version": "v1", "Metadata": metadata})
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gRPC services: decode, call, encode.
 
 mod image;
+mod info;
 mod runtime;
 mod version;
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use gantry_api::pb::runtime::v1 as wire;
-use serde_json::json;
 
 use crate::{Cri, Result};
 
@@ -34,7 +33,7 @@ impl Cri {
         ];
         Ok(wire::StatusResponse {
             status: Some(wire::RuntimeStatus { conditions }),
-            info: if verbose { self.info() } else { BTreeMap::new() },
+            info: if verbose { self.info(&network) } else { BTreeMap::new() },
             runtime_handlers: self.runtime_handlers(),
             features: Some(wire::RuntimeFeatures {
                 supplemental_groups_policy: true,
@@ -49,20 +48,6 @@ impl Cri {
         let features = wire::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
         let names = std::iter::once(String::new()).chain(self.config.runtime.runtimes.keys().cloned());
         names.map(|name| wire::RuntimeHandler { name, features: Some(features) }).collect()
-    }
-
-    fn info(&self) -> BTreeMap<String, String> {
-        let config = json!({
-            "defaultRuntimeName": self.config.runtime.default_runtime_name,
-            "runtimes": self.config.runtime.runtimes.keys().collect::<Vec<_>>(),
-            "snapshotter": self.config.images.snapshotter,
-            "stateDir": self.state,
-            "rootDir": self.root,
-        });
-        BTreeMap::from([
-            ("config".to_owned(), config.to_string()),
-            ("cniconfig".to_owned(), self.networks.describe().to_string()),
-        ])
     }
 
     pub(super) fn runtime_config(&self) -> Result<wire::RuntimeConfigResponse> {

@@ -11,7 +11,7 @@ use gantry_types::Mount;
 use wire::NamespaceMode;
 use wire::security_profile::ProfileType;
 
-use super::{Identity, Volumes, cdi, cgroups_path, devices, limits_of, mounts, seccomp_of};
+use super::{Identity, Volumes, cdi, cgroups_path, devices, mounts, seccomp_of};
 use crate::config::RuntimeHandler;
 use crate::pods::Pod;
 use crate::stages::Stages;
@@ -201,16 +201,13 @@ impl Cri {
         builder = devices::add(builder, &plan.config.devices, owner)?;
         let linux = plan.config.linux.as_ref();
         if let Some(asked) = linux.and_then(|linux| linux.resources.as_ref()) {
-            let mut limits = limits_of("config.linux.resources", asked)?;
-            if self.config.runtime.disable_hugetlb_controller || !self.cgroups.has("hugetlb") {
-                limits.hugepages.clear();
-            }
+            let limits = self.limits_here("config.linux.resources", asked)?;
             let score = i32::try_from(asked.oom_score_adj.clamp(-1000, 1000)).unwrap_or_default();
             builder = builder.limits(&limits).oom_score_adj(self.oom_score(score));
         }
         let parent = plan.pod.config();
         let parent = parent.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
-        Ok(match cgroups_path(parent, plan.id) {
+        Ok(match cgroups_path(parent, plan.id).filter(|_| !self.config.runtime.disable_cgroup) {
             Some(path) => builder.cgroups_path(&path),
             None => builder,
         })

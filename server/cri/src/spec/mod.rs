@@ -132,6 +132,30 @@ fn local_seccomp(field: &str, path: &str) -> Result<LinuxSeccomp> {
 }
 
 impl Cri {
+    /// Limits, as far as this node has them and the configuration wants them.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names a field below `field`; limits of huge pages where the node has none and the
+    /// configuration does not tolerate that (`tolerate_missing_hugetlb_controller`).
+    pub(crate) fn limits_here(&self, field: &str, asked: &wire::LinuxContainerResources) -> Result<Limits> {
+        let mut limits = limits_of(field, asked)?;
+        let runtime = &self.config.runtime;
+        if runtime.disable_cgroup {
+            return Ok(Limits::default());
+        }
+        if limits.hugepages.is_empty() || (!runtime.disable_hugetlb_controller && self.cgroups.has("hugetlb")) {
+            return Ok(limits);
+        }
+        if !runtime.disable_hugetlb_controller && !runtime.tolerate_missing_hugetlb_controller {
+            let reason = "this node has no cgroup controller `hugetlb`; `tolerate_missing_hugetlb_controller = true` \
+                          ignores such limits";
+            return Err(Error::invalid(format!("{field}.hugepage_limits"), reason));
+        }
+        tracing::debug!("limits of huge pages are ignored");
+        limits.hugepages.clear();
+        Ok(limits)
+    }
+
     /// The score that can be had: a node may withhold the right to lower it, or the configuration may say not to.
     pub(crate) fn oom_score(&self, wanted: i32) -> i32 {
         let (own, may_lower) = own_score();

@@ -107,6 +107,7 @@ impl Services {
             unpacks: unpacks(&to),
             discard_layers: false,
             access: self.access(scope, from.resolver)?,
+            concurrent_downloads: None,
         };
         let image = self.engine.transfer.pull(scope, pull, sink).await.map_err(status::of)?;
         for name in extra_names(&to, &image.target.digest.to_string()) {

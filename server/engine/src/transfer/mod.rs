@@ -116,6 +116,8 @@ pub struct Pull {
     pub discard_layers: bool,
     /// How registries are reached.
     pub access: Access,
+    /// Layers fetched at once; none: as the engine's configuration has it.
+    pub concurrent_downloads: Option<usize>,
 }
 
 impl Pull {
@@ -131,6 +133,7 @@ impl Pull {
             unpacks: vec![Unpack { platform: Platform::host(), snapshotter: String::new() }],
             discard_layers: false,
             access: Access::default(),
+            concurrent_downloads: None,
         }
     }
 }

@@ -204,7 +204,7 @@ impl One<'_> {
             layer.source = Source::Coming(asked, fetched.clone());
             *asking = Some(ask);
         }
-        let most = self.t.core.config.concurrent_downloads.max(1);
+        let most = self.pull.concurrent_downloads.unwrap_or(self.t.core.config.concurrent_downloads).max(1);
         let fetches = layers
             .iter()
             .zip(done)

@@ -2,8 +2,8 @@
 //!
 //! What it changes on the host: the bridge and its ports; one nftables table of the bridge's name; `route_localnet` of
 //! the bridge, so that host ports answer on 127.0.0.1; and forwarding of IPv4, and of IPv6 where there is such a range.
-//! On ::1 host ports do not answer, as they do not with CNI's `portmap`: IPv6 has no `route_localnet`, and what is sent
-//! from ::1 never leaves the loopback interface, whatever its destination is rewritten to.
+//! On ::1 connections to host ports are refused. With CNI's `portmap` they time out: the request reaches the pod, but
+//! IPv6 has no `route_localnet`, and the answer, whose destination is ::1 again once it is back, is dropped where it comes in.
 //! Interfaces that learn from router advertisements go on doing so. Forwarding stays on when the last pod has gone.
 //! A firewall that drops forwarded packets by default must let the bridge's pass.
 //!
@@ -29,7 +29,7 @@ use link::{Mac, Veth};
 
 use super::namespace::{enter_file, in_thread, open};
 use super::netlink::{Request, Socket};
-use super::{Bandwidth, BridgeConfig, Error, PortMapping, Result};
+use super::{Bandwidth, BridgeConfig, Error, PortMapping, Result, cni};
 
 /// The pod's interface.
 pub(super) const INTERFACE: &str = "eth0";
@@ -51,6 +51,16 @@ impl Bridge {
         config.subnets.retain(|subnet| subnet.network().is_ipv4() || sysctl::has_ipv6());
         let ledger = Arc::new(Mutex::new(Ledger::new(&config.subnets)));
         Bridge { config: Arc::new(config), ledger, ready: Arc::default() }
+    }
+
+    /// It, in the form of a network by plug-ins; `built-in` is the name of no program.
+    pub(super) fn describe(&self) -> Value {
+        let subnets: Vec<String> = self.config.subnets.iter().map(ToString::to_string).collect();
+        let mut plugin = cni::plugin("built-in");
+        plugin.insert("bridge".into(), self.config.name.clone().into());
+        plugin.insert("subnets".into(), json!(subnets));
+        let source = json!(plugin).to_string();
+        cni::network(&self.config.name, "1.0.0", &[plugin], &source, INTERFACE)
     }
 
     pub(super) fn restore(&self, id: &str, holding: Holding) {

@@ -234,6 +234,11 @@ pub(super) fn drop_packet() -> Attributes {
     verdict(Attributes::new().number(1, 0))
 }
 
+/// Goes back to the chain that this one was begun from.
+pub(super) fn come_back() -> Attributes {
+    verdict(Attributes::new().number(1, -5i32 as u32))
+}
+
 /// Goes on in another chain, and comes back.
 pub(super) fn jump(chain: &str) -> Attributes {
     verdict(Attributes::new().number(1, -3i32 as u32).text(2, chain))

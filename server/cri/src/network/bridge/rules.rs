@@ -4,7 +4,8 @@
 //! table inet NAME {
 //!     map ports4 / ports6 { protocol . port : address . port }                    host ports on all addresses
 //!     map bound4 / bound6 { address . protocol . port : address . port }          host ports on one address
-//!     chain hostports   { dnat to … map @bound4, @bound6, @ports4, @ports6 }
+//!     chain hostports   { ip6 daddr ::1 return                                     nothing could come back to it
+//!                         dnat to … map @bound4, @bound6, @ports4, @ports6 }
 //!     chain prerouting  { type nat hook prerouting priority -100; fib daddr type local jump hostports }
 //!     chain output      { type nat hook output priority -100;     fib daddr type local jump hostports }
 //!     chain postrouting { type nat hook postrouting priority 100;
@@ -17,12 +18,12 @@
 //!
 //! No other table is read or changed. A pod's ports are entries of the maps, so that they come and go by key.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::nft::{
     Attributes, Header, Hook, IPV4, IPV6, Map, Meta, OUTPUT, POSTROUTING, PREROUTING, REG, add_chain, add_entries,
-    add_map, add_rule, add_table, address, compare, delete_entries, delete_table, drop_packet, interface, jump,
-    load_bytes, load_meta, look_up, mask, masquerade, redirect, redirected, to_this_host,
+    add_map, add_rule, add_table, address, come_back, compare, delete_entries, delete_table, drop_packet, interface,
+    jump, load_bytes, load_meta, look_up, mask, masquerade, redirect, redirected, to_this_host,
 };
 use crate::network::netlink::Request;
 use crate::network::{BridgeConfig, PortMapping, Protocol, Subnet};
@@ -132,6 +133,7 @@ pub(super) fn install(config: &BridgeConfig, all: &[Entry]) -> Vec<Request> {
         add_chain(table, "postrouting", nat(POSTROUTING, 100)),
         add_chain(table, "guard", guard),
     ]);
+    requests.push(add_rule(table, "hostports", not_to_loopback6()));
     requests.extend([BOUND4, BOUND6, PORTS4, PORTS6].iter().map(|map| add_rule(table, "hostports", look_in(map))));
     let local = || to_this_host().into_iter().chain([jump("hostports")]).collect();
     requests.extend([add_rule(table, "prerouting", local()), add_rule(table, "output", local())]);
@@ -144,6 +146,15 @@ pub(super) fn install(config: &BridgeConfig, all: &[Entry]) -> Vec<Request> {
     requests.push(add_rule(table, "guard", to_loopback(config, loopback)));
     requests.extend(add(config, all));
     requests
+}
+
+/// What a pod answers to ::1 is dropped: the kernel has that address on the loopback interface alone, and no
+/// `route_localnet` for IPv6. Whoever asks there is refused at once instead.
+fn not_to_loopback6() -> Vec<Attributes> {
+    let mut rule = of_family(false).to_vec();
+    rule.extend(in_range(End::Destination, (Ipv6Addr::LOCALHOST.into(), 128), true));
+    rule.push(come_back());
+    rule
 }
 
 /// Sends what a map knows into the pod.

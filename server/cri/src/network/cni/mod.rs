@@ -8,7 +8,7 @@ mod result;
 mod template;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,14 @@ pub(super) struct Network {
     /// The last plug-in's answer to ADD.
     #[serde(default)]
     pub(super) result: Option<Map<String, Value>>,
+}
+
+impl Network {
+    /// It, as containerd tells of it.
+    pub(super) fn describe(&self) -> Value {
+        let list = &self.list;
+        network(&list.name, &list.version.to_string(), &list.plugins, &list.text, &self.interface)
+    }
 }
 
 /// CNI as it is set up here.
@@ -253,17 +261,48 @@ fn bad(network: &str, reason: String) -> Error {
     Error::BadResult { network: network.into(), reason }
 }
 
-/// Whether a directory has configurations at all, usable or not.
-pub(super) fn describe(dir: &Path, networks: &[Network]) -> Value {
-    let networks: Vec<Value> = networks
-        .iter()
-        .map(|n| {
-            let plugins: Vec<&str> = n.list.plugins.iter().map(ConfList::kind).collect();
-            json!({
-                "Config": {"Name": n.list.name, "CNIVersion": n.list.version.to_string(), "Plugins": plugins, "Source": n.list.path},
-                "IFName": n.interface,
-            })
-        })
-        .collect();
-    json!({"PluginConfDir": dir, "Prefix": INTERFACE_PREFIX, "Networks": networks})
+/// What is set, and the networks that come of it; each as [`network`] has it. The loopback interface counts as one.
+pub(super) fn describe(config: &CniConfig, networks: Vec<Value>) -> Value {
+    let source = json!({"cniVersion": "0.3.1", "name": "cni-loopback", "plugins": [{"type": "loopback"}]});
+    let loopback = network("cni-loopback", "0.3.1", &[plugin("loopback")], &source.to_string(), "lo");
+    let networks: Vec<Value> = std::iter::once(loopback).chain(networks).collect();
+    json!({
+        "PluginDirs": config.bin_dirs,
+        "PluginConfDir": config.conf_dir,
+        "PluginMaxConfNum": config.max_conf_num,
+        "Prefix": INTERFACE_PREFIX,
+        "Networks": networks,
+    })
+}
+
+/// A plug-in of that name, with nothing set.
+pub(super) fn plugin(kind: &str) -> Map<String, Value> {
+    Map::from_iter([("type".to_owned(), kind.into())])
+}
+
+/// A network as go-cni tells of it.
+pub(super) fn network(
+    name: &str,
+    version: &str,
+    plugins: &[Map<String, Value>],
+    source: &str,
+    interface: &str,
+) -> Value {
+    let plugins: Vec<Value> = plugins.iter().map(of_plugin).collect();
+    json!({
+        "Config": {"Name": name, "CNIVersion": version, "Plugins": plugins, "Source": source},
+        "IFName": interface,
+    })
+}
+
+/// What every plug-in has, and all that it is told.
+fn of_plugin(plugin: &Map<String, Value>) -> Value {
+    let mut known = json!({"type": ConfList::kind(plugin), "ipam": {}});
+    if let Some(kind) = plugin.get("ipam").and_then(|ipam| ipam.get("type")) {
+        known["ipam"]["type"] = kind.clone();
+    }
+    if let Some(capabilities) = plugin.get("capabilities") {
+        known["capabilities"] = capabilities.clone();
+    }
+    json!({"Network": known, "Source": json!(plugin).to_string()})
 }
