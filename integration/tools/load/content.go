@@ -120,7 +120,9 @@ func (l *load) writes(ctx context.Context, work func(blobs [][]byte, made [][]st
 		return r, err
 	}
 	for _, name := range slices.Concat(made...) {
-		if err := l.connections[0].Invoke(ctx, contentService+"Delete", &content.DeleteContentRequest{Digest: name}, &sink{}); err != nil {
+		err := l.connections[0].Invoke(ctx, contentService+"Delete", &content.DeleteContentRequest{Digest: name}, &sink{})
+		// A collection may have been there before.
+		if err != nil && status.Code(err) != codes.NotFound {
 			return r, err
 		}
 	}
