@@ -198,6 +198,9 @@ async fn a_lost_shim_ends_its_task_once_and_its_exit_can_still_be_asked_for_unde
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse::<i32>().unwrap();
     assert!(std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap().contains("containerd-shim-"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Who passes signals on is told of the end, whoever is first.
+    let killed = host.engine.tasks.kill(&host.scope, "three", "", 15, false).await;
+    assert_eq!(killed.unwrap_err().kind(), ErrorKind::NotFound);
     let exit = host.engine.tasks.wait(&host.scope, "three", "").await.unwrap();
     assert!([137, 255].contains(&exit.status), "{exit:?}");
     assert_eq!(topics(&mut events, "/tasks/delete").await, ["/tasks/exit", "/tasks/delete"]);

@@ -4,6 +4,7 @@
 //! it is a sub-reaper. The root file system is mounted on the bundle's `rootfs`, since such runtimes do not mount it.
 
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -326,7 +327,7 @@ impl CommandLine {
             None => Ok(Stdio::null()),
         };
         command.stdin(end(stdin)?).stdout(end(stdout)?).stderr(end(stderr)?);
-        let child = command.spawn().map_err(|error| self.failed(verb, error.to_string()))?;
+        let child = command.spawn().map_err(|error| self.failed(verb, not_started(&error)))?;
         let status = self.wait(verb, child)?;
         if status.success() { Ok(()) } else { Err(self.failed(verb, self.reason(status))) }
     }
@@ -374,6 +375,16 @@ impl CommandLine {
     }
 }
 
+fn not_started(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            let path = std::env::var("PATH").unwrap_or_default();
+            format!("no such program (PATH is {path:?}): install it, or name none for the built-in runtime")
+        }
+        _ => error.to_string(),
+    }
+}
+
 fn has_argument(pid: u32, wanted: &Path) -> bool {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).any(|word| word == wanted.as_os_str().as_bytes())
@@ -394,7 +405,7 @@ fn last_error(log: &Path) -> Option<String> {
     }
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(log).ok()?;
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_LOG as u64), &mut text).ok()?;
+    io::Read::read_to_string(&mut io::Read::take(file, MAX_LOG as u64), &mut text).ok()?;
     let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
     lines.filter(|line| line.level == "error" || line.level == "fatal").map(|line| line.msg).next()
 }
