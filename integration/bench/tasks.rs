@@ -16,6 +16,8 @@ use crate::{Row, memory};
 
 /// Executions after which a shim is looked at; `GANTRY_EXECS` says another number.
 const EXECS: usize = 2_000;
+/// Executions that one run of the workload is given the time for.
+const AT_A_TIME: usize = 5_000;
 
 /// All rows, in the order they are measured.
 pub const ALL: &[Row<Tasks>] = &[
@@ -223,14 +225,17 @@ fn shim_memory(tasks: &Tasks) -> Pairs {
 
 /// How much a shim has more after many executions, once it has done some; its descriptors must be as many.
 fn growth(tasks: &Tasks) -> Pairs {
-    let count = std::env::var("GANTRY_EXECS").unwrap_or_else(|_| EXECS.to_string());
+    let count = std::env::var("GANTRY_EXECS").ok().and_then(|text| text.parse().ok()).unwrap_or(EXECS);
     let side = &tasks.ours;
     let grown = tasks.beside_tasks(side, "1", |prefix| {
         let shim = *side.shims(&tasks.lab).first().expect("a shim");
         let files = || std::fs::read_dir(format!("/proc/{shim}/fd")).map_or(0, Iterator::count);
         tasks.load(side, &["-count", "200", "-prefix", prefix, "task-exec"]);
         let (before, held) = (memory::pss(shim), files());
-        tasks.load(side, &["-count", &count, "-prefix", prefix, "task-exec"]);
+        for done in (0..count).step_by(AT_A_TIME) {
+            let next = AT_A_TIME.min(count - done).to_string();
+            tasks.load(side, &["-count", &next, "-prefix", prefix, "task-exec"]);
+        }
         assert_eq!(files(), held, "descriptors of the shim");
         (memory::pss(shim) - before) * 1024.0
     });

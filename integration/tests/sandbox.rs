@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use gantry_integration::daemon::Peer;
 use gantry_integration::images::busybox_root;
-use gantry_integration::lab::{our_binary, run, source_root};
+use gantry_integration::lab::{our_binary, peer_binary, run, source_root};
 use gantry_integration::{Daemon, Lab, Outcome};
+use serde_json::json;
+
+use crate::bad_requests::{Wire, ask};
 
 const RUNTIME: &str = "io.containerd.gantry.v1";
 
@@ -200,7 +203,108 @@ fn a_daemon_killed_at_any_moment_of_a_sandboxs_making_leaves_nothing() {
     daemon.stop_clean();
 }
 
+/// A daemon that dies where a call tells it to.
+fn mortal(lab: &Lab) -> (Daemon, Wire) {
+    let daemon = Daemon::start_with(lab, Peer::Gantry, "", &[("FAILPOINTS", "")]);
+    let wire = Wire::new(lab, &daemon);
+    (daemon, wire)
+}
+
+#[test]
+fn a_sandbox_can_be_cleared_and_its_name_used_again_wherever_the_daemon_is_killed() {
+    let lab = Lab::new();
+    let (mut daemon, wire) = mortal(&lab);
+    let making = ["before-shim", "after-shim", "after-create", "after-start"].map(|point| (point, ""));
+    let ending = [("after-stop", "Stop"), ("after-shutdown", "Shutdown")];
+    let id = lab.id("pod");
+    let file = pod(&lab, &id);
+    for (point, method) in making.into_iter().chain(ending) {
+        let header = format!("gantry-failpoint: sandbox::{point}");
+        if method.is_empty() {
+            wire.send_with(&ask("", "version.v1.Version/Version", json!({})), Some(&header));
+            let mut client = daemon.command(peer_binary("ctr"));
+            client.arg("--address").arg(daemon.address()).args(["sandboxes", "run", &file, &id]);
+            Outcome::of(client, Duration::from_secs(5));
+        } else {
+            daemon.ctr(&["sandboxes", "run", &file, &id]).ok();
+            let method = if method == "Stop" { STOP } else { SHUTDOWN };
+            wire.send_with(&ask("", method, json!({"sandboxId": id, "sandboxer": "shim"})), Some(&header));
+        }
+        until(point, || daemon.has_ended());
+        daemon.crash();
+        daemon.launch();
+        clear(&daemon, &wire, &id);
+        daemon.ctr(&["sandboxes", "run", &file, &id]).ok();
+        clear(&daemon, &wire, &id);
+    }
+    daemon.stop_clean();
+}
+
+const STOP: &str = "sandbox.v1.Controller/Stop";
+const SHUTDOWN: &str = "sandbox.v1.Controller/Shutdown";
+
+/// Removes what there is of a sandbox, and its record.
+fn clear(daemon: &Daemon, wire: &Wire, id: &str) {
+    let removals = [
+        ask("", SHUTDOWN, json!({"sandboxId": id, "sandboxer": "shim"})),
+        ask("", "sandbox.v1.Store/Delete", json!({"sandboxId": id})),
+    ];
+    for removal in removals {
+        let (code, text) = wire.send(&removal);
+        assert!(["OK", "NotFound"].contains(&code.as_str()), "{}: {code} {text}", removal.method());
+    }
+    daemon.assert_nothing_leaked();
+}
+
+#[test]
+fn a_shim_that_is_killed_at_a_step_of_a_sandbox_leaves_nothing_and_the_name_is_free() {
+    let lab = Lab::new();
+    // Long enough to be met in; all that follows holds as well if it is missed.
+    let points = "sandbox::after-shim=sleep(150);sandbox::after-create=sleep(150);sandbox::after-stop=sleep(150)";
+    let daemon = Daemon::start_with(&lab, Peer::Gantry, "", &[("FAILPOINTS", points)]);
+    let wire = Wire::new(&lab, &daemon);
+    let id = lab.id("pod");
+    let file = pod(&lab, &id);
+    let bundle = daemon.state().join("io.containerd.sandbox.controller.v1.shim/default").join(&id);
+    for step in ["shim.pid", "init.pid", "init.exit"] {
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                let made = daemon.ctr(&["sandboxes", "run", &file, &id]);
+                if step == "init.exit" {
+                    made.ok();
+                    wire.send(&ask("", STOP, json!({"sandboxId": id, "sandboxer": "shim"})));
+                }
+            });
+            until(step, || bundle.join(step).exists() && bundle.join("shim.pid").exists());
+            kill(shim(&daemon, &id));
+            running.join().expect("the client's thread");
+        });
+        clear(&daemon, &wire, &id);
+    }
+    daemon.ctr(&["sandboxes", "run", &file, &id]).ok();
+    clear(&daemon, &wire, &id);
+    daemon.stop_clean();
+}
+
+#[test]
+fn a_shim_that_is_stopped_does_not_keep_its_sandbox_from_being_shut_down() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let wire = Wire::new(&lab, &daemon);
+    let id = lab.id("pod");
+    daemon.ctr(&["sandboxes", "run", &pod(&lab, &id), &id]).ok();
+    let (pid, shim) = (holder(&daemon, &id), shim(&daemon, &id));
+    signal("-STOP", shim);
+    clear(&daemon, &wire, &id);
+    assert!(!is_alive(pid) && !is_alive(shim));
+    daemon.stop_clean();
+}
+
 fn kill(pid: i32) {
-    let status = Command::new("kill").args(["-9", &pid.to_string()]).status();
-    assert!(status.is_ok_and(|status| status.success()), "kill {pid}");
+    signal("-9", pid);
+}
+
+fn signal(signal: &str, pid: i32) {
+    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()), "kill {signal} {pid}");
 }

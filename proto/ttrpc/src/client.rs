@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gantry_types::ErrorKind;
+use nix::sys::socket::{Shutdown, shutdown};
 use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -19,8 +19,6 @@ use crate::status::answer_of;
 use crate::wire::{KeyValue, Request};
 use crate::{Address, Status};
 
-/// Calls that may wait for the socket at once; further ones wait in line, within their own deadline.
-const WRITE_QUEUE: usize = 64;
 /// Bytes asked of the socket at a time.
 const READ_CHUNK: usize = 16 << 10;
 
@@ -32,7 +30,9 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Shared {
-    frames: mpsc::Sender<Outgoing>,
+    stream: Arc<UnixStream>,
+    /// Who writes has it; others wait in line, within their own deadline.
+    writer: tokio::sync::Mutex<Writer>,
     calls: Arc<Calls>,
     closed: watch::Receiver<bool>,
     close: mpsc::Sender<()>,
@@ -50,12 +50,13 @@ struct Waiting {
     by_stream: HashMap<u32, oneshot::Sender<Result<Vec<u8>, Status>>>,
 }
 
-/// A request on its way to the writer, which numbers the streams so that they leave in rising order.
+/// Numbers the streams, so that they leave in rising order.
 #[derive(Debug)]
-struct Outgoing {
-    payload: Vec<u8>,
-    answer: oneshot::Sender<Result<Vec<u8>, Status>>,
-    stream: oneshot::Sender<u32>,
+struct Writer {
+    next: u32,
+    /// What is to be sent; the rest of what somebody who gave up had begun goes before anything else.
+    bytes: Vec<u8>,
+    sent: usize,
 }
 
 impl Client {
@@ -72,13 +73,12 @@ impl Client {
 
     /// Speaks over a connection that is there already. Must be called within a tokio runtime.
     pub fn from_stream(stream: UnixStream) -> Client {
-        let (read, write) = stream.into_split();
-        let calls = Arc::new(Calls::default());
-        let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+        let (stream, calls) = (Arc::new(stream), Arc::new(Calls::default()));
         let (close, closing) = mpsc::channel(1);
         let (lost, closed) = watch::channel(false);
-        tokio::spawn(run(read, write, queue, closing, Arc::clone(&calls), lost));
-        Client { shared: Arc::new(Shared { frames, calls, closed, close }) }
+        tokio::spawn(run(Arc::clone(&stream), closing, Arc::clone(&calls), lost));
+        let writer = tokio::sync::Mutex::new(Writer { next: 1, bytes: Vec::new(), sent: 0 });
+        Client { shared: Arc::new(Shared { stream, writer, calls, closed, close }) }
     }
 
     /// Calls a method and waits for its answer, at most `timeout` (none: until the connection ends).
@@ -154,10 +154,21 @@ impl Client {
             return Err(too_large(payload.len()));
         }
         let (answer, answered) = oneshot::channel();
-        let (stream, numbered) = oneshot::channel();
-        self.shared.frames.send(Outgoing { payload, answer, stream }).await.map_err(|_| Status::closed())?;
-        let stream = numbered.await.map_err(|_| Status::closed())?;
-        let _forget = Forget { calls: &self.shared.calls, stream };
+        let Shared { stream, writer, calls, .. } = &*self.shared;
+        let mut writer = writer.lock().await;
+        let number = writer.next;
+        let Some(next) = number.checked_add(2).filter(|_| calls.register(number, answer)) else {
+            self.close();
+            return Err(Status::closed());
+        };
+        writer.next = next;
+        let _forget = Forget { calls, stream: number };
+        frame::encode(number, Kind::Request, 0, &payload, &mut writer.bytes)
+            .map_err(|error| too_large(error.length))?;
+        if writer.send(stream).await.is_err() {
+            self.close();
+        }
+        drop(writer);
         answered.await.unwrap_or_else(|_| Err(Status::closed()))
     }
 }
@@ -216,36 +227,51 @@ async fn dial(address: &Address) -> std::io::Result<UnixStream> {
     }
 }
 
-/// Owns the socket: ends when the peer hangs up, when asked to, or when every client is dropped.
-async fn run(
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
-    queue: mpsc::Receiver<Outgoing>,
-    mut closing: mpsc::Receiver<()>,
-    calls: Arc<Calls>,
-    lost: watch::Sender<bool>,
-) {
+/// Takes the answers: ends when the peer hangs up, when asked to, or when every client is dropped. Nobody speaks over the
+/// connection afterwards.
+async fn run(stream: Arc<UnixStream>, mut closing: mpsc::Receiver<()>, calls: Arc<Calls>, lost: watch::Sender<bool>) {
     tokio::select! {
-        _ = read_answers(read, &calls) => {}
-        _ = write_requests(write, queue, &calls) => {}
+        _ = read_answers(&stream, &calls) => {}
         _ = closing.recv() => {}
     }
+    // The peer learns of it, and so does who waits for the socket to take more.
+    let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
     calls.close();
     lost.send_replace(true);
 }
 
-async fn read_answers(mut read: OwnedReadHalf, calls: &Calls) -> std::io::Result<()> {
+async fn read_answers(stream: &UnixStream, calls: &Calls) -> std::io::Result<()> {
     let mut decoder = Decoder::new();
     let mut chunk = vec![0; READ_CHUNK];
     loop {
-        let n = read.read(&mut chunk).await?;
-        if n == 0 {
-            return Ok(());
-        }
+        stream.readable().await?;
+        let n = match stream.try_read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
         let mut input = &chunk[..n];
         while let Some(decoded) = decoder.feed(&mut input) {
             accept(decoded, calls);
         }
+    }
+}
+
+impl Writer {
+    /// Sends all there is. Whoever gives up meanwhile leaves the rest to the next.
+    async fn send(&mut self, stream: &UnixStream) -> std::io::Result<()> {
+        while self.sent < self.bytes.len() {
+            match stream.try_write(&self.bytes[self.sent..]) {
+                Ok(n) => self.sent += n,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => stream.writable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.bytes.clear();
+        self.bytes.shrink_to(READ_CHUNK);
+        self.sent = 0;
+        Ok(())
     }
 }
 
@@ -258,38 +284,6 @@ fn accept(decoded: Decoded, calls: &Calls) {
         Decoded::Frame(_) => {}
         Decoded::Oversized(header) => calls.finish(header.stream, Err(too_large(header.length as usize))),
     }
-}
-
-async fn write_requests(
-    mut write: OwnedWriteHalf,
-    mut queue: mpsc::Receiver<Outgoing>,
-    calls: &Calls,
-) -> std::io::Result<()> {
-    let mut next: u32 = 1;
-    let mut bytes = Vec::new();
-    while let Some(Outgoing { payload, answer, stream }) = queue.recv().await {
-        // The caller may have given up while it stood in line: then nothing is sent.
-        if answer.is_closed() || stream.is_closed() {
-            continue;
-        }
-        let number = next;
-        next = next.checked_add(2).ok_or_else(|| std::io::Error::other("stream numbers are used up"))?;
-        if !calls.register(number, answer) {
-            return Ok(());
-        }
-        if stream.send(number).is_err() {
-            calls.take(number);
-            continue;
-        }
-        bytes.clear();
-        if let Err(error) = frame::encode(number, Kind::Request, 0, &payload, &mut bytes) {
-            calls.finish(number, Err(too_large(error.length)));
-            continue;
-        }
-        write.write_all(&bytes).await?;
-        bytes.shrink_to(READ_CHUNK);
-    }
-    Ok(())
 }
 
 fn too_large(length: usize) -> Status {

@@ -56,6 +56,15 @@ pub struct Limits {
     pub call_timeout: Duration,
 }
 
+impl Limits {
+    fn timeout(&self, nanos: i64) -> Duration {
+        match u64::try_from(nanos) {
+            Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos).min(self.call_timeout),
+            _ => self.call_timeout,
+        }
+    }
+}
+
 /// Serves until `shutdown` completes; then connections are dropped.
 ///
 /// # Errors
@@ -114,12 +123,60 @@ async fn connection<H: Handler>(stream: UnixStream, handler: Arc<H>, limits: Lim
     }
     let (read, write) = stream.into_split();
     let most = limits.calls_per_connection.max(1);
+    if most == 1 {
+        return one_by_one(read, write, &*handler, &limits, peer.pid()).await;
+    }
     let (answers, queue) = mpsc::channel(most);
     let reader =
         Reader { handler, limits, answers, peer_pid: peer.pid(), calls: JoinSet::new(), rule: StreamRule::default() };
     // Once the reader has ended and its calls have answered, the queue closes and the writer ends too.
     let (read, written) = tokio::join!(reader.run(read), write_answers(write, queue));
     read.and(written)
+}
+
+/// Each call is answered before the next is looked at.
+async fn one_by_one<H: Handler>(
+    mut read: OwnedReadHalf,
+    mut write: OwnedWriteHalf,
+    handler: &H,
+    limits: &Limits,
+    peer_pid: Option<i32>,
+) -> io::Result<()> {
+    let (mut decoder, mut rule) = (Decoder::new(), StreamRule::default());
+    let (mut chunk, mut answers) = (vec![0; READ_CHUNK], Vec::new());
+    loop {
+        let n = read.read(&mut chunk).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        let mut input = &chunk[..n];
+        while let Some(decoded) = decoder.feed(&mut input) {
+            let (stream, answered) = match rule.admit(decoded) {
+                Ok(Some(frame)) => (frame.stream, in_time(handler, &frame, limits, peer_pid).await),
+                Ok(None) => continue,
+                Err((stream, status)) => (stream, Err(status)),
+            };
+            encode_response(stream, answered, &mut answers);
+        }
+        write.write_all(&answers).await?;
+        answers.clear();
+    }
+}
+
+async fn in_time<H: Handler>(
+    handler: &H,
+    frame: &Frame,
+    limits: &Limits,
+    peer_pid: Option<i32>,
+) -> Result<Vec<u8>, Status> {
+    let request = decode(frame)?;
+    let timeout = limits.timeout(request.timeout_nano);
+    answer(handler, request, timeout, peer_pid).await
+}
+
+fn decode(frame: &Frame) -> Result<Request, Status> {
+    let invalid = |error| Status::new(ErrorKind::InvalidArgument, format!("undecodable request: {error}"));
+    Request::decode(frame.payload.as_slice()).map_err(invalid)
 }
 
 struct Reader<H> {
@@ -160,30 +217,19 @@ impl<H: Handler> Reader<H> {
 
     async fn start(&mut self, frame: Frame) {
         let stream = frame.stream;
-        let request = match Request::decode(frame.payload.as_slice()) {
+        let request = match decode(&frame) {
             Ok(request) => request,
-            Err(error) => {
-                let status = Status::new(ErrorKind::InvalidArgument, format!("undecodable request: {error}"));
-                drop(self.answers.send((stream, Err(status))).await);
-                return;
-            }
+            Err(status) => return drop(self.answers.send((stream, Err(status))).await),
         };
-        while self.calls.len() >= self.limits.calls_per_connection.max(1) {
+        while self.calls.len() >= self.limits.calls_per_connection {
             self.calls.join_next().await;
         }
         let (handler, answers) = (Arc::clone(&self.handler), self.answers.clone());
-        let (timeout, peer_pid) = (self.timeout(request.timeout_nano), self.peer_pid);
+        let (timeout, peer_pid) = (self.limits.timeout(request.timeout_nano), self.peer_pid);
         self.calls.spawn(async move {
             let answer = answer(&*handler, request, timeout, peer_pid).await;
             drop(answers.send((stream, answer)).await);
         });
-    }
-
-    fn timeout(&self, nanos: i64) -> Duration {
-        match u64::try_from(nanos) {
-            Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos).min(self.limits.call_timeout),
-            _ => self.limits.call_timeout,
-        }
     }
 }
 

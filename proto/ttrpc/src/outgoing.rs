@@ -89,6 +89,10 @@ impl Outgoing {
             while let Some(decoded) = self.decoder.feed(&mut input) {
                 answers.extend(answer(decoded));
             }
+            // That was all; more makes the socket readable again.
+            if n < chunk.len() {
+                return Ok(Flow::Open);
+            }
         }
     }
 

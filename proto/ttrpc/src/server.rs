@@ -123,6 +123,10 @@ impl Connection {
             while let Some(decoded) = self.decoder.feed(&mut input) {
                 self.accept(decoded, requests);
             }
+            // That was all; more makes the socket readable again.
+            if n < chunk.len() {
+                break;
+            }
         }
         Ok(Flow::Open)
     }

@@ -1,5 +1,7 @@
 //! Capability names, and the sets a process gets (capabilities(7)).
 
+use std::sync::OnceLock;
+
 use crate::spec::Capabilities;
 
 /// Names by number, without the `CAP_` prefix (`linux/capability.h`).
@@ -81,17 +83,13 @@ pub(crate) fn number(name: &str) -> Option<u32> {
     NAMES.iter().position(|known| *known == bare).map(|index| index as u32)
 }
 
-/// What this process can hand on: its bounding set, and the number of capabilities the kernel knows.
-pub(crate) fn held() -> (u64, u32) {
-    let mut mask = 0;
-    for number in 0..64 {
-        match crate::sys::prctl(libc::PR_CAPBSET_READ, u64::from(number), 0) {
-            Ok(0) => {}
-            Ok(_) => mask |= 1 << number,
-            Err(_) => return (mask, number),
-        }
-    }
-    (mask, 64)
+/// What this process can hand on: its bounding set, which nothing here ever reduces.
+pub(crate) fn held() -> u64 {
+    static HELD: OnceLock<u64> = OnceLock::new();
+    let has = |number: &u64| crate::sys::prctl(libc::PR_CAPBSET_READ, *number, 0);
+    // The first number that the kernel does not know is an error.
+    let known = || (0..64).map_while(|number| has(&number).ok().map(|held| (number, held)));
+    *HELD.get_or_init(|| known().filter(|(_, held)| *held != 0).fold(0, |mask, (number, _)| mask | 1 << number))
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::cgroups::{self, OomSource};
 use crate::create;
 use crate::criu::{self, CriuOptions};
 use crate::error::{Error, Result};
-use crate::exec;
+use crate::exec::{self, Entrance};
 use crate::hooks;
 use crate::namespaces;
 use crate::process::executable_error;
@@ -180,6 +181,10 @@ pub struct Container {
     /// To the waiting init.
     pub(crate) socket: Option<Fd>,
     pub(crate) console: Option<OwnedFd>,
+    /// Whether its init may wait at [`FIFO`].
+    pub(crate) fifo: bool,
+    /// What further processes enter by, from the first one on.
+    pub(crate) entrance: OnceLock<Entrance>,
 }
 
 /// The fifo that holds the init back ([`Gate::Fifo`]).
@@ -207,7 +212,8 @@ impl Container {
         let spec = Spec::load(&record.bundle).unwrap_or_default();
         let seccomp = spec.linux.seccomp.as_ref().map(crate::seccomp::compile).transpose().unwrap_or_default();
         let directory = state_dir.join(id);
-        Ok(Container { directory, record, spec, seccomp, pidfd, socket: None, console: None })
+        let entrance = OnceLock::new();
+        Ok(Container { directory, record, spec, seccomp, pidfd, socket: None, console: None, fifo: true, entrance })
     }
 
     /// Makes a running container from a checkpoint. Everything around its processes is made as the configuration says,
@@ -419,10 +425,11 @@ impl Container {
         if self.has_ended() {
             return Status::Stopped;
         }
-        if self.socket.is_some() || self.directory.join(FIFO).exists() {
+        if self.socket.is_some() || (self.fifo && self.directory.join(FIFO).exists()) {
             return Status::Created;
         }
-        if self.record.cgroup.is_frozen() { Status::Paused } else { Status::Running }
+        let seen = self.entrance.get().and_then(Entrance::is_frozen);
+        if seen.unwrap_or_else(|| self.record.cgroup.is_frozen()) { Status::Paused } else { Status::Running }
     }
 
     /// The specification's state document.

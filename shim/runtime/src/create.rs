@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::cgroups::Cgroup;
 use crate::container::{Container, CreateOptions, FIFO, Gate, Status, Stdio, clear};
@@ -173,6 +174,8 @@ impl Making<'_> {
             pidfd: Some(own(spawned.pidfd)),
             socket: (self.options.gate == Gate::Socket).then_some(spawned.socket),
             console,
+            fifo: self.options.gate == Gate::Fifo,
+            entrance: OnceLock::new(),
         })
     }
 
@@ -186,7 +189,7 @@ impl Making<'_> {
         let early = cgroups_first(namespaces, spec);
         let new_cgroup = spec.has_new(crate::spec::NamespaceKind::Cgroup).then_some(Op::Unshare(libc::CLONE_NEWCGROUP));
         if early {
-            ops.push(Op::JoinCgroups(self.record.cgroup.join_files()?));
+            ops.push(Op::JoinCgroups(self.record.cgroup.join_files()?.into()));
         }
         if namespaces.new & libc::CLONE_NEWUSER != 0 {
             ops.push(Op::Ask(Ask::Maps));
@@ -220,6 +223,7 @@ impl Making<'_> {
             preserve_fds: self.options.preserve_fds,
             seccomp,
             gate: Some(self.gate()?),
+            null: process::null()?,
             home: home(self.process, &ops),
         })?);
         Ok(ops)
@@ -248,9 +252,8 @@ impl Making<'_> {
         names_and_sysctls(self.options.spec, ops)?;
         let named = self.options.spec.process.as_ref().map(|process| (process.user.uid, process.user.gid));
         let (uid, gid) = named.unwrap_or(if namespaces.has_user() { (0, 0) } else { (NOBODY, NOBODY) });
-        let (_, count) = crate::capabilities::held();
         ops.push(Op::NoNewPrivileges);
-        ops.push(Op::Bounding { keep: 0, count });
+        ops.push(Op::Bounding { drop: crate::capabilities::held() });
         ops.push(Op::User { uid, gid, groups: Vec::new(), umask: None, set_groups: true });
         ops.push(Op::Capabilities(crate::capabilities::Sets::default()));
         ops.push(Op::Gate { fifo: self.gate()? });

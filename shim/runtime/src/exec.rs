@@ -2,8 +2,9 @@
 //! process; no program of ours is executed in between.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
-use crate::cgroups::Cgroup;
+use crate::cgroups::{self, Cgroup};
 use crate::container::{Child, Container, ExecOptions, ExecPlace, Status, Stdio};
 use crate::create::{failure, own, personality, send_listener, set_oom_score};
 use crate::error::{Error, Result};
@@ -15,19 +16,20 @@ use crate::sys::{self, Fd};
 use crate::{hooks, rlimits, rootfs, state};
 
 /// See [`Container::exec`].
-pub(crate) fn exec(container: &Container, options: ExecOptions<'_>, place: ExecPlace<'_>) -> Result<Child> {
+pub(crate) fn exec(container: &Container, options: ExecOptions<'_>, at: ExecPlace<'_>) -> Result<Child> {
     options.process.validate()?;
     let process = inherit(container, options.process);
     for limit in &process.rlimits {
         rlimits::parse(limit)?;
     }
-    let proc = namespaces::host_proc()?;
-    let home = cgroup(container, place)?;
-    let ops = plan(container, &process, options, &home)?;
-    let cgroup = home.unified_directory()?;
-    let pid_namespace = container.spec.namespace(NamespaceKind::Pid).is_some();
-    let init = init_pidfd(container)?;
-    let spawned = namespaces::spawn_beside(&init, pid_namespace, cgroup.as_ref(), &ops, &proc)?;
+    let entrance = Entrance::of(container)?;
+    let elsewhere = place(container, at)?;
+    let ops = plan(container, entrance, &process, options, elsewhere.as_ref())?;
+    let unified = elsewhere.as_ref().map(Cgroup::unified_directory).transpose()?;
+    let cgroup = unified.as_ref().unwrap_or(&entrance.unified).as_ref();
+    let has_pids = container.spec.namespace(NamespaceKind::Pid).is_some();
+    let into = has_pids.then_some((&*entrance.init, &entrance.own));
+    let spawned = namespaces::spawn_beside(into, cgroup, &ops, &entrance.proc)?;
     match attend(container, &process, &ops, &spawned) {
         Ok(console) => Ok(Child { pid: spawned.pid, pidfd: own(spawned.pidfd), console: console.map(own) }),
         Err(error) => {
@@ -55,6 +57,54 @@ fn inherit(container: &Container, process: &Process) -> Process {
     process
 }
 
+/// What a further process enters by. Looked up at the first one, and held open: the next are made in half the calls.
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    /// The container's init.
+    init: Arc<Fd>,
+    /// This process.
+    own: Fd,
+    proc: Fd,
+    null: Arc<Fd>,
+    /// The `tasks` files of the container's own v1 cgroups.
+    joined: Arc<[Fd]>,
+    /// The directory of its v2 cgroup.
+    unified: Option<Fd>,
+    /// Says whether it is frozen.
+    freezer: Option<(Fd, bool)>,
+}
+
+impl Entrance {
+    fn of(container: &Container) -> Result<&Entrance> {
+        if container.entrance.get().is_none() {
+            // Whoever was quicker has the same.
+            let _ = container.entrance.set(Entrance::open(container)?);
+        }
+        container.entrance.get().ok_or_else(|| Error::Gone { id: container.record.id.clone() })
+    }
+
+    fn open(container: &Container) -> Result<Entrance> {
+        let cgroup = &container.record.cgroup;
+        Ok(Entrance {
+            init: Arc::new(init_pidfd(container)?),
+            own: namespaces::own()?,
+            proc: namespaces::host_proc()?,
+            null: process::null()?,
+            joined: cgroup.join_files()?.into(),
+            unified: cgroup.unified_directory()?,
+            freezer: cgroup.freezer_file().map(|file| (file, cgroup.is_v2())),
+        })
+    }
+
+    /// Whether the container is frozen; none where that has to be looked up.
+    pub(crate) fn is_frozen(&self) -> Option<bool> {
+        let (file, v2) = self.freezer.as_ref()?;
+        let mut state = [0; 32];
+        let state = sys::read_again(file.0, &mut state).ok()?;
+        Some(cgroups::says_frozen(state, *v2))
+    }
+}
+
 fn init_pidfd(container: &Container) -> Result<Fd> {
     let gone = || Error::Gone { id: container.record.id.clone() };
     let pidfd = container.pidfd.as_ref().ok_or_else(gone)?;
@@ -62,21 +112,27 @@ fn init_pidfd(container: &Container) -> Result<Fd> {
     copy.map(|fd| Fd(fd as i32)).map_err(|errno| Error::system("copy pidfd", std::io::Error::from_raw_os_error(errno)))
 }
 
-/// The cgroup of the process.
-fn cgroup(container: &Container, place: ExecPlace<'_>) -> Result<Cgroup> {
+/// The cgroup of the process, where it is not simply the container's.
+fn place(container: &Container, at: ExecPlace<'_>) -> Result<Option<Cgroup>> {
     let whole = &container.record.cgroup;
-    if let Some(name) = place.own {
+    if let Some(name) = at.own {
         state::check_id(name)?;
-        return whole.make_child(name);
+        return whole.make_child(name).map(Some);
     }
-    if !place.existing.is_empty() {
-        return whole.below(place.existing);
+    if !at.existing.is_empty() {
+        return whole.below(at.existing).map(Some);
     }
     // An init that manages cgroups itself has moved below the container's, which then takes no processes.
-    if whole.has_moved_on() { Cgroup::of_process(container.record.pid) } else { Ok(whole.clone()) }
+    whole.has_moved_on().then(|| Cgroup::of_process(container.record.pid)).transpose()
 }
 
-fn plan(container: &Container, process: &Process, options: ExecOptions<'_>, cgroup: &Cgroup) -> Result<Vec<Op>> {
+fn plan(
+    container: &Container,
+    entrance: &Entrance,
+    process: &Process,
+    options: ExecOptions<'_>,
+    elsewhere: Option<&Cgroup>,
+) -> Result<Vec<Op>> {
     let affinity = process.exec_cpu_affinity.clone().unwrap_or_default();
     let mask = |list: &str| process::cpu_mask("process.execCPUAffinity", list);
     let mut ops = vec![Op::Session];
@@ -86,16 +142,18 @@ fn plan(container: &Container, process: &Process, options: ExecOptions<'_>, cgro
     if !affinity.initial.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.initial)?));
     }
-    let mut joined = cgroup.join_files()?;
+    ops.push(Op::JoinCgroups(match elsewhere {
+        Some(cgroup) => cgroup.join_files()?.into(),
+        None => Arc::clone(&entrance.joined),
+    }));
     if let Some(group) = &container.record.rdt {
-        joined.extend(group.join_files()?);
+        ops.push(Op::JoinCgroups(group.join_files()?.into()));
     }
-    ops.push(Op::JoinCgroups(joined));
     if !affinity.last.is_empty() {
         ops.push(Op::Affinity(mask(&affinity.last)?));
     }
     ops.push(Op::Setns {
-        fd: init_pidfd(container)?,
+        fd: Arc::clone(&entrance.init),
         flags: flags(container),
         what: "the container's namespaces".into(),
     });
@@ -109,6 +167,7 @@ fn plan(container: &Container, process: &Process, options: ExecOptions<'_>, cgro
         preserve_fds: options.preserve_fds,
         seccomp: container.seccomp.clone(),
         gate: None,
+        null: Arc::clone(&entrance.null),
         home: home(container, process),
     })?);
     Ok(ops)

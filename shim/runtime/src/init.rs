@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use gantry_mount::sys as mount;
 
 use crate::plan::{Ask, Exec, Filesystem, Message, Op, Target, step};
-use crate::sys::{self, Fd, Sys, bare, prctl, raw};
+use crate::sys::{self, Action, Fd, Sys, bare, prctl, raw};
 
 const PROC_MAGIC: i64 = 0x9fa0;
 const DEVPTS_MAGIC: i64 = 0x1cd1;
@@ -25,6 +25,8 @@ struct Walk<'a> {
     proc: RawFd,
     /// An empty read-only tmpfs mounted over a masked directory, to be copied for the next.
     blank: Option<Fd>,
+    /// The host's null device, once something was covered with it.
+    null: Option<Fd>,
     /// Index of the found candidate.
     found: usize,
     /// The program, for [`Op::Find`].
@@ -36,8 +38,8 @@ struct Walk<'a> {
     length: usize,
 }
 
-/// Walks the operations; the last one does not return.
-pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd) -> ! {
+/// Walks the operations; the last one does not return. `ignored`: the signals that the parent ignores.
+pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd, ignored: u64) -> ! {
     // /proc/PID/exe and our memory are nobody's business while we stand in foreign namespaces.
     let _ = prctl(libc::PR_SET_DUMPABLE, 0, 0);
     let exec = ops.iter().find_map(|op| if let Op::Exec(exec) = op { Some(exec) } else { None });
@@ -46,6 +48,7 @@ pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd) -> ! {
         root: libc::AT_FDCWD,
         proc,
         blank: None,
+        null: None,
         found: 0,
         exec,
         in_directory: false,
@@ -53,7 +56,7 @@ pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd) -> ! {
         text: [0; 160],
         length: 0,
     };
-    default_signals();
+    default_signals(ignored);
     for (index, op) in ops.iter().enumerate() {
         walk.detail = 0;
         walk.length = 0;
@@ -63,15 +66,6 @@ pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd) -> ! {
         }
     }
     sys::exit(255)
-}
-
-/// The kernel's `struct sigaction`.
-#[repr(C)]
-struct Action {
-    handler: usize,
-    flags: u64,
-    restorer: usize,
-    mask: u64,
 }
 
 /// Shown by ps(1) for a process that holds namespaces.
@@ -106,10 +100,10 @@ fn retitle((start, end): (usize, usize)) {
     }
 }
 
-/// Ignored signals and a blocked mask would pass through execve.
-fn default_signals() {
+/// Ignored signals and a blocked mask would pass through execve. Handlers are gone already (`CLONE_CLEAR_SIGHAND`).
+fn default_signals(ignored: u64) {
     let action = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
-    for signal in 1..=64 {
+    for signal in (1..=64).filter(|signal| ignored & 1 << (signal - 1) != 0) {
         let _ = raw!(libc::SYS_rt_sigaction, signal, &raw const action, 0usize, 8usize);
     }
     let none = 0u64;
@@ -187,7 +181,7 @@ impl Walk<'_> {
             Op::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Op::Seccomp(program) => self.seccomp(program),
             Op::WorkingDirectory { path, late } => self.working_directory(path, *late),
-            Op::Bounding { keep, count } => bounding(*keep, *count),
+            Op::Bounding { drop } => bounding(*drop),
             Op::User { uid, gid, groups, umask, set_groups } => user(*uid, *gid, groups, *umask, *set_groups),
             Op::Capabilities(sets) => capabilities(sets),
             Op::Find => self.find(),
@@ -384,10 +378,14 @@ impl Walk<'_> {
     }
 
     /// Covers a file with the host's `/dev/null`, which is still reachable: nothing in the image can stand in for it.
-    fn mask_file(&self, place: RawFd) -> Sys<()> {
-        let null = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_PATH | libc::O_NOFOLLOW)?;
+    fn mask_file(&mut self, place: RawFd) -> Sys<()> {
+        let null = match self.null.take() {
+            Some(null) => null,
+            None => sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_PATH | libc::O_NOFOLLOW)?,
+        };
         require_device(null.0, 1, 3)?;
         let tree = bare(mount::open_tree(null.0, EMPTY, clone_flags(false)))?;
+        self.null = Some(null);
         attach(tree.as_raw_fd(), place, EMPTY)
     }
 
@@ -662,24 +660,35 @@ fn put_at(fd: RawFd, at: RawFd) -> Sys<()> {
 }
 
 fn stdio(fds: &[RawFd; 3], owner: u32, null: RawFd) -> Sys<()> {
+    let is_null = |fd: RawFd| fd == -1 || require_device(fd, 1, 3).is_ok();
+    let nulls = fds.map(is_null);
+    // The host's null device is on a mount that the container has not (and no checkpoint could find).
+    let own = if nulls.contains(&true) { own_null() } else { None };
+    let null = own.as_ref().map_or(null, |own| own.0);
     let mut moved = [Fd(-1), Fd(-1), Fd(-1)];
-    for (moved, fd) in moved.iter_mut().zip(fds) {
+    let mut sources = [null; 3];
+    for (at, source) in sources.iter_mut().enumerate() {
+        if !nulls[at] {
+            own_stream(fds[at], owner);
+            *source = fds[at];
+        }
         // First out of the way of 0, 1 and 2, which may be among the sources.
-        *moved = match *fd {
-            // The host's null device is on a mount that the container has not (and no checkpoint could find).
-            fd if fd == -1 || require_device(fd, 1, 3).is_ok() => {
-                let own = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR | libc::O_NOCTTY);
-                let own = own.ok().filter(|own| require_device(own.0, 1, 3).is_ok());
-                let null = own.as_ref().map_or(null, |own| own.0);
-                Fd(raw!(libc::SYS_fcntl, null, libc::F_DUPFD_CLOEXEC, 3)? as RawFd)
-            }
-            fd => {
-                own_stream(fd, owner);
-                Fd(raw!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 3)? as RawFd)
-            }
-        };
+        if *source < 3 {
+            moved[at] = Fd(raw!(libc::SYS_fcntl, *source, libc::F_DUPFD_CLOEXEC, 3)? as RawFd);
+            *source = moved[at].0;
+        }
     }
-    moved.iter().enumerate().try_for_each(|(at, fd)| put_at(fd.0, at as RawFd))
+    sources.iter().enumerate().try_for_each(|(at, fd)| put_at(*fd, at as RawFd))
+}
+
+/// The container's null device, at a number above those of the streams; none where it has no real one.
+fn own_null() -> Option<Fd> {
+    let own = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR | libc::O_NOCTTY).ok()?;
+    require_device(own.0, 1, 3).ok()?;
+    if own.0 > 2 {
+        return Some(own);
+    }
+    raw!(libc::SYS_fcntl, own.0, libc::F_DUPFD_CLOEXEC, 3).ok().map(|fd| Fd(fd as RawFd))
 }
 
 /// Lets the user reopen its streams (/dev/stdout). Not possible for every kind of file, and then not needed.
@@ -690,11 +699,9 @@ fn own_stream(fd: RawFd, owner: u32) {
     }
 }
 
-fn bounding(keep: u64, count: u32) -> Sys<()> {
-    for number in 0..count {
-        if keep & (1 << number) == 0 {
-            prctl(libc::PR_CAPBSET_DROP, u64::from(number), 0)?;
-        }
+fn bounding(drop: u64) -> Sys<()> {
+    for number in (0..64).filter(|number| drop & 1 << number != 0) {
+        prctl(libc::PR_CAPBSET_DROP, number, 0)?;
     }
     Ok(())
 }

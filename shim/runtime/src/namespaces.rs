@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::os::fd::RawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::init;
@@ -70,7 +71,7 @@ impl Namespaces {
     fn take_join_operations(&mut self) -> Vec<Op> {
         let joins = std::mem::take(&mut self.joined);
         let others = joins.into_iter().filter(|(kind, ..)| *kind != NamespaceKind::Pid);
-        others.map(|(kind, fd, what)| Op::Setns { fd, flags: kind.flag(), what }).collect()
+        others.map(|(kind, fd, what)| Op::Setns { fd: Arc::new(fd), flags: kind.flag(), what }).collect()
     }
 }
 
@@ -120,29 +121,29 @@ pub(crate) fn spawn(mut namespaces: Namespaces, cgroup: Option<&Fd>, ops: &mut V
     let new = namespaces.new as u64;
     match pid_namespace {
         None => clone_process(new, cgroup, ops, proc),
-        Some((_, fd, what)) => in_pid_namespace(&fd, &what, || clone_process(new, cgroup, ops, proc)),
+        Some((_, fd, what)) => in_pid_namespace(&fd, &own()?, &what, || clone_process(new, cgroup, ops, proc)),
     }
 }
 
-/// Makes a process in the namespaces of another (its operations begin with joining them), in its pid namespace.
-pub(crate) fn spawn_beside(
-    init: &Fd,
-    pid_namespace: bool,
-    cgroup: Option<&Fd>,
-    ops: &[Op],
-    proc: &Fd,
-) -> Result<Spawned> {
-    if pid_namespace {
-        in_pid_namespace(init, "the init's pid namespace", || clone_process(0, cgroup, ops, proc))
-    } else {
-        clone_process(0, cgroup, ops, proc)
+/// Makes a process in the namespaces of another (its operations begin with joining them); with `into`, that process
+/// and this one, in its pid namespace.
+pub(crate) fn spawn_beside(into: Option<(&Fd, &Fd)>, cgroup: Option<&Fd>, ops: &[Op], proc: &Fd) -> Result<Spawned> {
+    let make = || clone_process(0, cgroup, ops, proc);
+    match into {
+        Some((init, own)) => in_pid_namespace(init, own, "the init's pid namespace", make),
+        None => make(),
     }
 }
 
-/// Runs `make` while children of this process are born in another pid namespace.
-fn in_pid_namespace<T>(target: &Fd, what: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+/// A pidfd of this process.
+pub(crate) fn own() -> Result<Fd> {
+    let failed = |errno| Error::system("pidfd_open", std::io::Error::from_raw_os_error(errno));
+    sys::pidfd_open(std::process::id() as i32).map_err(failed)
+}
+
+/// Runs `make` while children of this process (`own`) are born in another pid namespace.
+fn in_pid_namespace<T>(target: &Fd, own: &Fd, what: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
     let failed = |errno| Error::Init { what: format!("join {what}"), source: std::io::Error::from_raw_os_error(errno) };
-    let own = sys::pidfd_open(std::process::id() as i32).map_err(failed)?;
     sys::setns(target.0, libc::CLONE_NEWPID).map_err(failed)?;
     let made = make();
     sys::setns(own.0, libc::CLONE_NEWPID).map_err(failed)?;
@@ -154,20 +155,25 @@ fn clone_process(new: u64, cgroup: Option<&Fd>, ops: &[Op], proc: &Fd) -> Result
     let (ours, theirs) = sys::socket_pair().map_err(failed)?;
     let mut pidfd: RawFd = -1;
     let args = CloneArgs {
-        flags: new | libc::CLONE_PIDFD as u64 | if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 },
+        flags: new | sys::CLONE_CLEAR_SIGHAND | libc::CLONE_PIDFD as u64 | into_cgroup(cgroup),
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         cgroup: cgroup.map_or(0, |fd| fd.0 as u64),
         ..CloneArgs::default()
     };
+    let ignored = sys::ignored_signals();
     let pid = sys::clone3(&args).map_err(failed)?;
     if pid == 0 {
         // The caller's death must be seen as the end of the stream.
         let _ = sys::raw!(libc::SYS_close, ours.0);
-        init::run(ops, theirs.0, proc.0);
+        init::run(ops, theirs.0, proc.0, ignored);
     }
     drop(theirs);
     Ok(Spawned { pid, pidfd: Fd(pidfd), socket: ours })
+}
+
+fn into_cgroup(cgroup: Option<&Fd>) -> u64 {
+    if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 }
 }
 
 fn spawn_through(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], proc: &Fd) -> Result<Spawned> {
@@ -176,11 +182,12 @@ fn spawn_through(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], proc:
     // A channel of its own: the real process may speak before the intermediate says that it is born.
     let (news, birth) = sys::socket_pair().map_err(failed)?;
     let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let ignored = sys::ignored_signals();
     let helper = sys::clone3(&args).map_err(failed)?;
     if helper == 0 {
         let _ = sys::raw!(libc::SYS_close, ours.0);
         let _ = sys::raw!(libc::SYS_close, news.0);
-        intermediate(namespaces, cgroup, ops, [theirs.0, birth.0], proc.0);
+        intermediate(namespaces, cgroup, ops, [theirs.0, birth.0], proc.0, ignored);
     }
     drop((theirs, birth));
     let born = receive(&news);
@@ -207,13 +214,14 @@ fn intermediate(
     ops: &[Op],
     [socket, birth]: [RawFd; 2],
     proc: RawFd,
+    ignored: u64,
 ) -> ! {
     let mut message = Message::EMPTY;
     match join_and_clone(namespaces, cgroup, proc, &mut message.index) {
         Ok(0) => {
             // The intermediate's death must be seen as the end of the stream.
             let _ = sys::raw!(libc::SYS_close, birth);
-            init::run(ops, socket, proc)
+            init::run(ops, socket, proc, ignored)
         }
         Ok(pid) => {
             message.kind = Ask::Born as u32;
@@ -238,9 +246,8 @@ fn join_and_clone(namespaces: &Namespaces, cgroup: Option<&Fd>, proc: RawFd, at:
         let file = sys::openat(proc, c"self/timens_offsets", libc::O_WRONLY)?;
         sys::write_once(file.0, offsets.to_bytes())?;
     }
-    let into = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     sys::clone3(&CloneArgs {
-        flags: new as u64 | libc::CLONE_PARENT as u64 | into,
+        flags: new as u64 | sys::CLONE_CLEAR_SIGHAND | libc::CLONE_PARENT as u64 | into_cgroup(cgroup),
         cgroup: cgroup.map_or(0, |fd| fd.0 as u64),
         ..CloneArgs::default()
     })

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::capabilities::Sets;
 use crate::error::{Error, Result};
@@ -18,12 +19,12 @@ pub(crate) enum Op {
     /// Join a new session keyring of this name.
     Keyring(CString),
     /// setns(2).
-    Setns { fd: Fd, flags: i32, what: String },
+    Setns { fd: Arc<Fd>, flags: i32, what: String },
     /// unshare(2).
     Unshare(i32),
     /// Write `0` into these cgroup files: the process joins. Faster than the parent writing its number, which takes
     /// a lock over all processes.
-    JoinCgroups(Vec<Fd>),
+    JoinCgroups(Arc<[Fd]>),
     /// The same, opening the files first: they did not exist when the process was made.
     OpenAndJoinCgroups(Vec<CString>),
     /// Ask the parent to do something, and wait until it has.
@@ -66,7 +67,7 @@ pub(crate) enum Op {
     Console { size: Option<(u16, u16)>, bind: bool, owner: u32 },
     /// Put these descriptors in place as stdin, stdout and stderr; −1 is the container's `/dev/null`, or `null`, the
     /// host's, where it has none.
-    Stdio { fds: [i32; 3], owner: u32, null: Fd },
+    Stdio { fds: [i32; 3], owner: u32, null: Arc<Fd> },
     /// Write a label or profile for the coming exec below `/proc/self/attr`.
     Label { file: &'static CStr, value: CString },
     /// sched_setattr(2).
@@ -85,8 +86,8 @@ pub(crate) enum Op {
     Seccomp(Program),
     /// Change the working directory; `late` is the second try, as the user itself, which must succeed.
     WorkingDirectory { path: CString, late: bool },
-    /// Reduce the bounding set.
-    Bounding { keep: u64, count: u32 },
+    /// Take these capabilities out of the bounding set.
+    Bounding { drop: u64 },
     /// Become the user, keeping capabilities for the moment.
     User { uid: u32, gid: u32, groups: Vec<u32>, umask: Option<u32>, set_groups: bool },
     /// Take on the capability sets.

@@ -2,6 +2,7 @@
 //! program.
 
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, OnceLock};
 
 use crate::capabilities::{self, Sets};
 use crate::container::Stdio;
@@ -19,15 +20,16 @@ pub(crate) struct Settings<'a> {
     pub(crate) seccomp: Option<Program>,
     /// For the init: held back until start, by this fifo if there is one.
     pub(crate) gate: Option<Option<Fd>>,
+    /// The host's null device.
+    pub(crate) null: Arc<Fd>,
     /// The home directory, should the environment lack it.
     pub(crate) home: Option<String>,
 }
 
 /// The operations from the finished mounts to the program.
 pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
-    let Settings { process, stdio, preserve_fds, seccomp, gate, home } = settings;
-    let owner = process.user.uid;
-    let mut ops = vec![streams(stdio, process, owner, gate.is_some())?];
+    let Settings { process, stdio, preserve_fds, seccomp, gate, null, home } = settings;
+    let mut ops = vec![streams(stdio, process, null, gate.is_some())];
     // Before any filter, which may not know the call; what is opened later closes at exec by itself.
     ops.push(Op::CloseFrom(3 + preserve_fds));
     ops.extend(labels(process)?);
@@ -43,9 +45,9 @@ pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     ops.extend(early.map(Op::Seccomp));
     let directory = c_string(&process.cwd)?;
     ops.push(Op::WorkingDirectory { path: directory.clone(), late: false });
-    let (held, count) = capabilities::held();
+    let held = capabilities::held();
     let sets = process.capabilities.as_ref().map_or(Sets::default(), |names| Sets::new(names, held));
-    ops.push(Op::Bounding { keep: sets.bounding, count });
+    ops.push(Op::Bounding { drop: held & !sets.bounding });
     ops.push(become_user(&process.user));
     ops.push(Op::Capabilities(sets));
     ops.push(Op::WorkingDirectory { path: directory, late: true });
@@ -56,19 +58,23 @@ pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     Ok(ops)
 }
 
-fn streams(stdio: Stdio<'_>, process: &Process, owner: u32, bind: bool) -> Result<Op> {
-    let null = || {
-        sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR)
-            .map_err(|errno| Error::file("open", "/dev/null", std::io::Error::from_raw_os_error(errno)))
-    };
-    Ok(match stdio {
-        Stdio::Null => Op::Stdio { fds: [-1; 3], owner, null: null()? },
-        Stdio::Fds(fds) => Op::Stdio { fds: fds.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())), owner, null: null()? },
+/// The host's null device, for a container that has none.
+pub(crate) fn null() -> Result<Arc<Fd>> {
+    let null = sys::openat(libc::AT_FDCWD, c"/dev/null", libc::O_RDWR);
+    let null = null.map_err(|errno| Error::file("open", "/dev/null", std::io::Error::from_raw_os_error(errno)))?;
+    Ok(Arc::new(null))
+}
+
+fn streams(stdio: Stdio<'_>, process: &Process, null: Arc<Fd>, bind: bool) -> Op {
+    let owner = process.user.uid;
+    match stdio {
+        Stdio::Null => Op::Stdio { fds: [-1; 3], owner, null },
+        Stdio::Fds(fds) => Op::Stdio { fds: fds.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())), owner, null },
         Stdio::Console(size) => {
             let size = size.or(process.console_size).map(|size| (size.height, size.width));
             Op::Console { size: size.filter(|size| *size != (0, 0)), bind, owner }
         }
-    })
+    }
 }
 
 fn become_user(user: &User) -> Op {
@@ -194,7 +200,9 @@ fn program(process: &Process, home: Option<String>) -> Result<Exec> {
 /// Device and inode of this process's executable.
 fn own_executable() -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self/exe").map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()))
+    static OWN: OnceLock<(u64, u64)> = OnceLock::new();
+    let look = || std::fs::metadata("/proc/self/exe").map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
+    *OWN.get_or_init(look)
 }
 
 /// Why the program cannot run, in the words that clients look for.

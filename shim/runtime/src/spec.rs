@@ -810,8 +810,10 @@ impl Resources {
 /// Reads a file of bounded size.
 pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read;
-    let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|source| Error::file("open", path, source))?;
+    // One byte more than it has: so its end is seen without another buffer.
+    let size = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_CONFIG));
+    let mut bytes = Vec::with_capacity(size as usize + 64);
     file.take(MAX_CONFIG + 1).read_to_end(&mut bytes).map_err(|source| Error::file("read", path, source))?;
     if bytes.len() as u64 > MAX_CONFIG {
         return Err(Error::file("read", path, std::io::Error::from_raw_os_error(libc::EFBIG)));

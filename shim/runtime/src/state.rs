@@ -108,7 +108,7 @@ pub(crate) fn check_id(id: &str) -> Result<()> {
 /// When a process started, in clock ticks since boot (proc(5), `stat`, field 22), and whether it has ended, and waits to be reaped.
 /// `None`: there is no such process.
 pub fn start_time(pid: i32) -> Option<(u64, bool)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let text = crate::sys::read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     // The name in field 2 may hold anything; fields are counted behind its closing bracket.
     let mut fields = text.get(text.rfind(')')? + 2..)?.split(' ');
     let zombie = matches!(fields.next()?, "Z" | "X");

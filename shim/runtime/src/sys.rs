@@ -2,7 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
+use std::io::Read;
 use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::OnceLock;
 
 /// A result whose error is the kernel's error number.
 pub(crate) type Sys<T> = Result<T, i32>;
@@ -39,7 +42,9 @@ pub(crate) struct Fd(pub(crate) RawFd);
 
 impl Drop for Fd {
     fn drop(&mut self) {
-        let _ = raw!(libc::SYS_close, self.0);
+        if self.0 >= 0 {
+            let _ = raw!(libc::SYS_close, self.0);
+        }
     }
 }
 
@@ -119,6 +124,50 @@ pub(crate) fn fs_type(fd: RawFd) -> Sys<i64> {
     Ok(stat.f_type as i64)
 }
 
+/// The type of the file system that a path is on (`f_type`).
+pub(crate) fn fs_type_at(path: &CStr) -> Sys<i64> {
+    // SAFETY: all zeroes is a valid statfs.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with NUL, stat is valid for writing.
+    check(unsafe { libc::statfs(path.as_ptr(), &raw mut stat) }.into())?;
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    Ok(stat.f_type as i64)
+}
+
+/// Reads a file that the kernel makes up as it is read, whose size nobody knows before: as a rule in one piece.
+pub(crate) fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut text = String::with_capacity(1024);
+    std::fs::File::open(path)?.take(u64::MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Reads a short file again from its beginning.
+pub(crate) fn read_again(fd: RawFd, buffer: &mut [u8]) -> Sys<&[u8]> {
+    let length = raw!(libc::SYS_pread64, fd, buffer.as_mut_ptr(), buffer.len(), 0)?;
+    Ok(&buffer[..length as usize])
+}
+
+/// The kernel's `struct sigaction`.
+#[repr(C)]
+pub(crate) struct Action {
+    pub(crate) handler: usize,
+    pub(crate) flags: u64,
+    pub(crate) restorer: usize,
+    pub(crate) mask: u64,
+}
+
+/// The signals that this process ignores, one bit each: execve(2) would hand that on. Looked at once; nothing here
+/// begins to ignore one later.
+pub(crate) fn ignored_signals() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    let ignores = |signal: &i32| {
+        let mut action = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+        let asked = raw!(libc::SYS_rt_sigaction, *signal, 0usize, &raw mut action, 8usize);
+        asked.is_ok() && action.handler == libc::SIG_IGN
+    };
+    *IGNORED.get_or_init(|| (1..=64).filter(ignores).fold(0, |mask, signal| mask | 1 << (signal - 1)))
+}
+
 /// prctl(2) of integers.
 pub(crate) fn prctl(option: i32, a: u64, b: u64) -> Sys<i64> {
     raw!(libc::SYS_prctl, option, a, b, 0u64, 0u64)
@@ -194,6 +243,9 @@ pub(crate) fn recv_fd(socket: RawFd, message: &mut [u8], flags: i32) -> Sys<(usi
     }
     Ok((length as usize, fd))
 }
+
+/// The child's signal handlers are the default ones; what is ignored stays so.
+pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// `struct clone_args` of clone3(2).
 #[repr(C, align(8))]

@@ -1,7 +1,7 @@
 //! What the shim keeps in a bundle's directory, so that whoever comes after it can clear up and tell the exit status.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
@@ -155,13 +155,13 @@ impl Bundle {
         text.strip_prefix("unix://").map(PathBuf::from)
     }
 
-    /// Stores the exit of the first process, durably: it is announced only afterwards.
+    /// Stores the exit of the first process, before it is announced.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn write_exit(&self, exit: Exit) -> Result<(), Error> {
         let Moment { seconds, nanos } = exit.at;
-        self.store_durably(EXIT, format!("{} {seconds} {nanos}\n", exit.status).as_bytes())
+        self.store(EXIT, format!("{} {seconds} {nanos}\n", exit.status).as_bytes())
     }
 
     /// The stored exit of the first process.
@@ -175,25 +175,9 @@ impl Bundle {
 
     /// Writes a file whole or not at all. It outlives every process, but not the machine: neither does a container.
     fn store(&self, name: &'static str, bytes: &[u8]) -> Result<(), Error> {
-        self.replace(name, bytes, |_| Ok(()))
-    }
-
-    /// As [`Bundle::store`], and returns only when the disk has it.
-    fn store_durably(&self, name: &'static str, bytes: &[u8]) -> Result<(), Error> {
-        self.replace(name, bytes, File::sync_all)?;
-        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|source| Error::file("sync", &self.dir, source))
-    }
-
-    fn replace(&self, name: &str, bytes: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> Result<(), Error> {
         let (path, partial) = (self.dir.join(name), self.dir.join(format!(".{name}.new")));
-        let write = || {
-            let mut file = File::create(&partial)?;
-            file.write_all(bytes)?;
-            sync(&file)?;
-            fs::rename(&partial, &path)
-        };
-        write().map_err(|source| Error::file("store", &path, source))
+        let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, &path));
+        written.map_err(|source| Error::file("store", &path, source))
     }
 
     fn load(&self, name: &'static str) -> Result<Option<Vec<u8>>, Error> {

@@ -14,7 +14,7 @@ use crate::bundle::Bundle;
 use crate::io::{PipeOwner, Prepared, Streams};
 use crate::logger::Owner;
 use crate::poll::{Interest, Token};
-use crate::runtime::{Created, ProcessIo, Runtime, Wanted};
+use crate::runtime::{Created, Document, ProcessIo, Runtime, Wanted};
 use crate::supervisor::{CreateTask, Entry, Member, Supervisor, not_found, own_cgroup, signal_process};
 use crate::task::{Step, Task};
 use crate::{Error, log};
@@ -137,7 +137,7 @@ impl Supervisor {
                 return Err(error);
             }
         };
-        member.document = Vec::new();
+        member.document = Document::default();
         self.by_pid.insert(executed.pid, (id.to_owned(), exec.to_owned()));
         if let Some(pid) = member.attached.logger_pid() {
             self.loggers.insert(pid, None);

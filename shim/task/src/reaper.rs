@@ -44,10 +44,11 @@ impl Signals {
         Ok(Signals { fd })
     }
 
-    /// Takes what is pending. Several deaths may share one signal: reap until none is left.
+    /// Takes one that is pending; for a further one the descriptor stays readable. Several deaths may share one signal:
+    /// reap until none is left.
     pub fn take(&self) -> Noted {
         let mut noted = Noted::default();
-        while let Ok(Some(signal)) = self.fd.read_signal() {
+        if let Ok(Some(signal)) = self.fd.read_signal() {
             match i32::try_from(signal.ssi_signo) {
                 Ok(libc::SIGCHLD) => noted.child = true,
                 Ok(_) => noted.terminate = true,

@@ -37,6 +37,21 @@ pub enum ProcessIo<'a> {
     Terminal,
 }
 
+/// What an execution runs: an OCI process.
+#[derive(Debug)]
+pub enum Document {
+    /// As it came, for a program that reads it itself.
+    Bytes(Vec<u8>),
+    /// For the built-in runtime.
+    Read(Box<Process>),
+}
+
+impl Default for Document {
+    fn default() -> Document {
+        Document::Bytes(Vec::new())
+    }
+}
+
 /// A container that was just made.
 #[derive(Debug)]
 pub struct Created {
@@ -147,23 +162,38 @@ impl Runtime {
         }
     }
 
-    /// Executes a further process, described by the bytes of a process document; with `own` in a cgroup of that name
-    /// below the container's, where the runtime can.
+    /// Reads a process document, in the form that [`Runtime::exec`] wants it in.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn document(&self, bytes: Vec<u8>) -> Result<Document, Error> {
+        let process = Process::parse(&bytes).map_err(Error::runtime("exec"))?;
+        Ok(match self {
+            Runtime::Builtin(_) => Document::Read(Box::new(process)),
+            Runtime::Command(_) | Runtime::Planned => Document::Bytes(bytes),
+        })
+    }
+
+    /// Executes a further process; with `own` in a cgroup of that name below the container's, where the runtime can.
     ///
     /// # Errors
     /// The runtime's.
-    pub fn exec(&self, exec: &str, process: &[u8], io: ProcessIo<'_>, own: Option<&str>) -> Result<Executed, Error> {
-        match self {
-            Runtime::Builtin(container) => {
-                let process = Process::parse(process).map_err(Error::runtime("exec"))?;
-                let options =
-                    ExecOptions { process: &process, stdio: stdio(io, process.console_size), preserve_fds: 0 };
-                let place = ExecPlace { own, ..ExecPlace::default() };
-                let child = container.exec_in(options, place).map_err(Error::runtime("exec"))?;
-                Ok(Executed { pid: child.pid, console: child.console })
+    pub fn exec(
+        &self,
+        exec: &str,
+        document: &Document,
+        io: ProcessIo<'_>,
+        own: Option<&str>,
+    ) -> Result<Executed, Error> {
+        match (self, document) {
+            (Runtime::Builtin(container), Document::Read(process)) => builtin_exec(container, process, io, own),
+            // It was planned when the document came.
+            (Runtime::Builtin(container), Document::Bytes(bytes)) => {
+                let process = Process::parse(bytes).map_err(Error::runtime("exec"))?;
+                builtin_exec(container, &process, io, own)
             }
-            Runtime::Command(line) => line.exec(exec, process, io),
-            Runtime::Planned => Err(not_made()),
+            (Runtime::Command(line), Document::Bytes(bytes)) => line.exec(exec, bytes, io),
+            (Runtime::Command(_), Document::Read(_)) | (Runtime::Planned, _) => Err(not_made()),
         }
     }
 
@@ -299,6 +329,18 @@ pub fn purge(bundle: &Bundle) -> Result<(), Error> {
         None => Container::purge(&bundle.state(), &record.id).map_err(Error::runtime("delete")),
         Some(command) => CommandLine::adopt(command, &record.id, bundle).purge(),
     }
+}
+
+fn builtin_exec(
+    container: &Container,
+    process: &Process,
+    io: ProcessIo<'_>,
+    own: Option<&str>,
+) -> Result<Executed, Error> {
+    let options = ExecOptions { process, stdio: stdio(io, process.console_size), preserve_fds: 0 };
+    let place = ExecPlace { own, ..ExecPlace::default() };
+    let child = container.exec_in(options, place).map_err(Error::runtime("exec"))?;
+    Ok(Executed { pid: child.pid, console: child.console })
 }
 
 fn not_made() -> Error {

@@ -126,7 +126,9 @@ fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(Error::file("open", &path, error)),
     };
-    let mut bytes = Vec::new();
+    // More than it has: so its end is seen without another buffer.
+    let size = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_CONFIG));
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64);
     file.take(MAX_CONFIG).read_to_end(&mut bytes).map_err(|error| Error::file("read", &path, error))?;
     let config: Config = serde_json::from_slice(&bytes).map_err(|error| Error::file("decode", &path, error))?;
     Ok(config.annotations.unwrap_or_default())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use gantry_runtime::{OomWatch, Process as ProcessSpec};
+use gantry_runtime::OomWatch;
 use gantry_ttrpc::pb::containerd::events as events_pb;
 use gantry_ttrpc::pb::containerd::runc::v1::Options;
 use gantry_ttrpc::pb::containerd::types::Mount as MountPb;
@@ -19,7 +19,7 @@ use crate::io::{Attached, Movers, PipeOwner, Streams};
 use crate::logger::Logger;
 use crate::poll::Poller;
 use crate::reaper::{self, Dead};
-use crate::runtime::Runtime;
+use crate::runtime::{Document, Runtime};
 use crate::task::{Exit, Moment, Notice, Phase, Process, Step, Task};
 use crate::tee::{End, Tees};
 use crate::{Error, log};
@@ -95,7 +95,7 @@ pub(crate) struct Member {
     pub(crate) streams: Streams,
     pub(crate) attached: Attached,
     /// The process document of an execution that was not started yet.
-    pub(crate) document: Vec<u8>,
+    pub(crate) document: Document,
     pub(crate) waiting: Vec<Caller>,
     /// Who asked to be told of its end and nothing else.
     pub(crate) stopping: Vec<Caller>,
@@ -175,7 +175,7 @@ impl Supervisor {
             return Err(Error::refused(ErrorKind::ResourceExhausted, "too many executions that were not deleted"));
         }
         entry.task.check(Step::Exec { exec })?;
-        ProcessSpec::parse(&document).map_err(Error::runtime("exec"))?;
+        let document = entry.runtime.document(document)?;
         entry.members.insert(exec.to_owned(), Member { streams, document, ..Member::default() });
         self.step(id, Step::Exec { exec })
     }

@@ -117,6 +117,7 @@ impl ShimController {
     async fn retire(&self, scope: &Scope, held: &Held, shim: &Shim) {
         held.retiring.store(true, Ordering::SeqCst);
         let cleanup = shim.end_sandbox().await;
+        fail::fail_point!("sandbox::after-shutdown");
         held.ended(exit_of(cleanup));
         let key = (scope.namespace.clone(), shim.id().to_owned());
         self.tasks.hide_sandbox(&key);
@@ -134,7 +135,9 @@ impl SandboxController for ShimController {
         if taken || self.tasks.sandboxes.get(&key).is_some_and(|held| held.live().is_some()) {
             return Err(Error::AlreadyExists { what: "sandbox", name: id });
         }
+        fail::fail_point!("sandbox::before-shim");
         let shim = self.launch(scope, sandbox).await?;
+        fail::fail_point!("sandbox::after-shim");
         let request = wire::CreateSandboxRequest {
             sandbox_id: id,
             bundle_path: shim.bundle().path().to_string_lossy().into_owned(),
@@ -147,6 +150,7 @@ impl SandboxController for ShimController {
             shim.end_sandbox().await;
             return Err(error.into());
         }
+        fail::fail_point!("sandbox::after-create");
         take_up(&self.tasks, shim, self.visible).await;
         Ok(())
     }
@@ -156,14 +160,10 @@ impl SandboxController for ShimController {
         let _turn = held.turn.lock().await;
         let shim = held.live().ok_or_else(|| ended(id))?;
         match shim.sandbox().start(wire::StartSandboxRequest { sandbox_id: id.to_owned() }).await {
-            Ok(answer) => Ok(Instance {
-                pid: answer.pid,
-                created_at: time(answer.created_at),
-                labels: BTreeMap::new(),
-                address: address(shim),
-                version: shim.calls().version().unsigned_abs(),
-                spec: answer.spec.map(|any| Any { type_url: any.type_url, value: any.value }),
-            }),
+            Ok(answer) => {
+                fail::fail_point!("sandbox::after-start");
+                Ok(instance(shim, answer))
+            }
             Err(error) => {
                 // A second start must not cost the sandbox.
                 let status = shim.sandbox().status(status_request(id, false)).await;
@@ -190,7 +190,9 @@ impl SandboxController for ShimController {
     async fn stop(&self, scope: &Scope, id: &str, timeout: Option<Duration>) -> Result<()> {
         let Ok(held) = self.find(scope, id) else { return Ok(()) };
         let Some(shim) = held.live() else { return Ok(()) };
-        match shim.sandbox().stop(timeout).await {
+        let stopped = shim.sandbox().stop(timeout).await;
+        fail::fail_point!("sandbox::after-stop");
+        match stopped {
             Err(error) if error.is_lost() || error.kind() == ErrorKind::NotFound => Ok(()),
             stopped => Ok(stopped?),
         }
@@ -332,6 +334,17 @@ async fn watch_over(tasks: &Tasks, held: &Held, shim: &Shim) {
     operation.stage("running the shim's delete");
     held.ended(exit_of(shim.cleanup().await));
     tasks.hide_sandbox(&(namespace.clone(), id.to_owned()));
+}
+
+fn instance(shim: &Shim, answer: wire::StartSandboxResponse) -> Instance {
+    Instance {
+        pid: answer.pid,
+        created_at: time(answer.created_at),
+        labels: BTreeMap::new(),
+        address: address(shim),
+        version: shim.calls().version().unsigned_abs(),
+        spec: answer.spec.map(|any| Any { type_url: any.type_url, value: any.value }),
+    }
 }
 
 fn exit_of(cleanup: Cleanup) -> SandboxExit {

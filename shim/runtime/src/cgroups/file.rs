@@ -1,7 +1,6 @@
 //! Control files: whole-value reads and writes with errors that name file and value.
 
-use std::io::{ErrorKind, Read};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,7 @@ use crate::sys::{self, Fd};
 
 /// Reads a control file.
 pub(super) fn read(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|mut file| file.read_to_string(&mut text))
-        .map_err(|source| Error::file("read", path, source))?;
-    Ok(text)
+    sys::read_text(path).map_err(|source| Error::file("read", path, source))
 }
 
 /// Reads a number; `max` is `u64::MAX`.
@@ -66,16 +61,14 @@ pub(super) fn open_write(path: &Path) -> Result<Fd> {
 
 /// Opens a cgroup's directory.
 pub(super) fn open_directory(path: &Path) -> Result<Fd> {
-    let file = std::fs::File::open(path).map_err(|source| Error::file("open", path, source))?;
-    let _ = file.as_raw_fd();
-    Ok(Fd(file.into_raw_fd()))
+    let name = c_path(path)?;
+    sys::openat(libc::AT_FDCWD, &name, libc::O_RDONLY | libc::O_DIRECTORY)
+        .map_err(|errno| Error::file("open", path, std::io::Error::from_raw_os_error(errno)))
 }
 
 /// The type of file system at a path, if it exists.
 pub(super) fn fs_type(path: &Path) -> Option<i64> {
-    let name = c_path(path).ok()?;
-    let fd = sys::openat(libc::AT_FDCWD, &name, libc::O_PATH).ok()?;
-    sys::fs_type(fd.0).ok()
+    sys::fs_type_at(&c_path(path).ok()?).ok()
 }
 
 /// Makes a directory and its missing ancestors.
@@ -121,6 +114,11 @@ fn children(directory: &Path) -> Vec<std::path::PathBuf> {
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
         .collect()
+}
+
+/// Removes a cgroup that holds neither processes nor cgroups; whether it is gone.
+pub(super) fn remove_empty(directory: &Path) -> bool {
+    std::fs::remove_dir(directory).map_or_else(|error| is_gone(&error), |()| true)
 }
 
 /// Removes a cgroup and those below. The kernel may need a moment to let go of the last process.

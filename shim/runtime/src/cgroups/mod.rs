@@ -49,6 +49,11 @@ impl Hierarchy {
     }
 }
 
+/// What the file of [`Cgroup::freezer_file`] says.
+pub(crate) fn says_frozen(state: &[u8], v2: bool) -> bool {
+    if v2 { v2::says_frozen(state) } else { v1::says_frozen(state) }
+}
+
 /// A container's cgroup, as persisted before it is made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Cgroup {
@@ -290,6 +295,10 @@ impl Cgroup {
 
     /// Kills every process until there is none, then removes the directories.
     pub(crate) fn destroy(&self) -> Result<()> {
+        // As a rule nobody is left, which the kernel knows best: it removes no cgroup that holds a process or another.
+        if self.unit.is_none() && self.every_directory().all(file::remove_empty) {
+            return Ok(());
+        }
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut pause = Duration::from_micros(200);
         loop {
@@ -354,6 +363,13 @@ impl Cgroup {
             Some(hierarchy) => v1::is_frozen(&hierarchy.path),
             None => self.unified.as_deref().is_some_and(v2::is_frozen),
         }
+    }
+
+    /// The file that says whether it is frozen, open for [`says_frozen`].
+    pub(crate) fn freezer_file(&self) -> Option<Fd> {
+        let name = if self.is_v2() { v2::FREEZE } else { v1::STATE };
+        let path = crate::plan::c_path(&self.freezer()?.join(name)).ok()?;
+        sys::openat(libc::AT_FDCWD, &path, libc::O_RDONLY).ok()
     }
 
     /// What it has used.

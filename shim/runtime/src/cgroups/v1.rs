@@ -11,6 +11,9 @@ use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources};
 use crate::stats::{BlkioEntry, Counter, Throttling, V1};
 use crate::sys;
 
+/// Whether a hierarchy's processes are frozen.
+pub(super) const STATE: &str = "freezer.state";
+
 /// Makes the container's directory in a hierarchy.
 pub(super) fn make(hierarchy: &Hierarchy) -> Result<()> {
     file::make_directory(&hierarchy.path)?;
@@ -263,7 +266,7 @@ fn limit_network(all: &[Hierarchy], network: &crate::spec::Network) -> Result<()
 /// Freezes or thaws. A process that forks while it is being frozen can keep the state at FREEZING: then thaw for a
 /// moment and try again.
 pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
-    let state = path.join("freezer.state");
+    let state = path.join(STATE);
     if !frozen {
         return file::write(&state, "THAWED");
     }
@@ -287,7 +290,12 @@ pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
 }
 
 pub(super) fn is_frozen(path: &Path) -> bool {
-    file::read(&path.join("freezer.state")).is_ok_and(|state| matches!(state.trim(), "FROZEN" | "FREEZING"))
+    file::read(&path.join(STATE)).is_ok_and(|state| says_frozen(state.as_bytes()))
+}
+
+/// What [`STATE`] says.
+pub(super) fn says_frozen(state: &[u8]) -> bool {
+    matches!(state.trim_ascii(), b"FROZEN" | b"FREEZING")
 }
 
 /// Reads everything the container has used. An absent controller leaves zeroes.

@@ -193,9 +193,12 @@ fn limit_io(path: &Path, block: &BlockIo) -> Result<()> {
     Ok(())
 }
 
+/// Whether processes are frozen.
+pub(super) const FREEZE: &str = "cgroup.freeze";
+
 /// Freezes or thaws; returns when done.
 pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
-    file::write(&path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+    file::write(&path.join(FREEZE), if frozen { "1" } else { "0" })?;
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {
         let now = file::pairs(&path.join("cgroup.events")).iter().any(|(key, value)| key == "frozen" && *value == 1);
@@ -205,13 +208,18 @@ pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
         std::thread::sleep(Duration::from_micros(200));
     }
     if frozen {
-        file::write(&path.join("cgroup.freeze"), "0")?;
+        file::write(&path.join(FREEZE), "0")?;
     }
     Err(Error::Timeout { what: "the container to freeze" })
 }
 
 pub(super) fn is_frozen(path: &Path) -> bool {
-    file::read(&path.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1")
+    file::read(&path.join(FREEZE)).is_ok_and(|state| says_frozen(state.as_bytes()))
+}
+
+/// What [`FREEZE`] says.
+pub(super) fn says_frozen(state: &[u8]) -> bool {
+    state.trim_ascii() == b"1"
 }
 
 /// Reads everything the container has used. An absent controller leaves zeroes.

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::rpc::{ExternalMount, InheritFd, JoinNamespace, Kind, Options, Request};
 use super::swrk::{FIRST, Notice, Setup, Swrk};
@@ -95,6 +96,8 @@ impl Restoring<'_> {
             pidfd: Some(own(pidfd)),
             socket: None,
             console: self.console.take().map(own),
+            fifo: false,
+            entrance: OnceLock::new(),
         })
     }
 
