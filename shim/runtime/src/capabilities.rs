@@ -83,13 +83,14 @@ pub(crate) fn number(name: &str) -> Option<u32> {
     NAMES.iter().position(|known| *known == bare).map(|index| index as u32)
 }
 
-/// What this process can hand on: its bounding set, which nothing here ever reduces.
-pub(crate) fn held() -> u64 {
-    static HELD: OnceLock<u64> = OnceLock::new();
-    let has = |number: &u64| crate::sys::prctl(libc::PR_CAPBSET_READ, *number, 0);
+/// What this process can hand on, its bounding set, which nothing here ever reduces; and all that the kernel knows, which
+/// is what a process has in a new user namespace.
+pub(crate) fn held() -> (u64, u64) {
+    static HELD: OnceLock<(u64, u64)> = OnceLock::new();
+    let has = |number: u64| crate::sys::prctl(libc::PR_CAPBSET_READ, number, 0).ok();
     // The first number that the kernel does not know is an error.
-    let known = || (0..64).map_while(|number| has(&number).ok().map(|held| (number, held)));
-    *HELD.get_or_init(|| known().filter(|(_, held)| *held != 0).fold(0, |mask, (number, _)| mask | 1 << number))
+    let seen = || (0..64).map_while(|number| has(number).map(|held| (u64::from(held != 0) << number, 1 << number)));
+    *HELD.get_or_init(|| seen().fold((0, 0), |(held, known), (this, bit)| (held | this, known | bit)))
 }
 
 #[cfg(test)]

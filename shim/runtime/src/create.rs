@@ -253,7 +253,7 @@ impl Making<'_> {
         let named = self.options.spec.process.as_ref().map(|process| (process.user.uid, process.user.gid));
         let (uid, gid) = named.unwrap_or(if namespaces.has_user() { (0, 0) } else { (NOBODY, NOBODY) });
         ops.push(Op::NoNewPrivileges);
-        ops.push(Op::Bounding { drop: crate::capabilities::held() });
+        ops.push(Op::Bounding { drop: crate::capabilities::held().1 });
         ops.push(Op::User { uid, gid, groups: Vec::new(), umask: None, set_groups: true });
         ops.push(Op::Capabilities(crate::capabilities::Sets::default()));
         ops.push(Op::Gate { fifo: self.gate()? });

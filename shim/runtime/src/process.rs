@@ -45,9 +45,9 @@ pub(crate) fn operations(settings: Settings<'_>) -> Result<Vec<Op>> {
     ops.extend(early.map(Op::Seccomp));
     let directory = c_string(&process.cwd)?;
     ops.push(Op::WorkingDirectory { path: directory.clone(), late: false });
-    let held = capabilities::held();
+    let (held, known) = capabilities::held();
     let sets = process.capabilities.as_ref().map_or(Sets::default(), |names| Sets::new(names, held));
-    ops.push(Op::Bounding { drop: held & !sets.bounding });
+    ops.push(Op::Bounding { drop: known & !sets.bounding });
     ops.push(become_user(&process.user));
     ops.push(Op::Capabilities(sets));
     ops.push(Op::WorkingDirectory { path: directory, late: true });

@@ -27,6 +27,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long an answer for which no further event waits may lie unread: as a rule the next event comes first, and the shim
+/// does not wake up for it.
+const UNREAD: Duration = Duration::from_millis(20);
 /// How often a daemon that answers, but with a passing failure, is asked again.
 const MAX_REFUSALS: u32 = 5;
 
@@ -40,10 +43,12 @@ pub struct Publisher {
     connection: Option<Outgoing>,
     /// The stream on which the front of the queue is under way.
     under_way: Option<u32>,
-    writing: bool,
+    waits_for: Interest,
     failures: u32,
     refusals: u32,
     retry_at: Option<Instant>,
+    /// When the answer to what is under way is waited for.
+    look_at: Option<Instant>,
 }
 
 impl Publisher {
@@ -56,10 +61,11 @@ impl Publisher {
             queue: VecDeque::new(),
             connection: None,
             under_way: None,
-            writing: false,
+            waits_for: NOTHING,
             failures: 0,
             refusals: 0,
             retry_at: None,
+            look_at: None,
         }
     }
 
@@ -68,6 +74,7 @@ impl Publisher {
         if self.address.is_none() {
             return;
         }
+        self.take_answer();
         let envelope = Envelope {
             timestamp: Some(timestamp(Moment::now())),
             namespace: self.namespace.clone(),
@@ -118,9 +125,16 @@ impl Publisher {
         self.queue.is_empty()
     }
 
+    /// Takes what has been answered, without waiting, and waits for the rest from now on.
+    pub fn settle(&mut self) {
+        self.take_answer();
+        self.look_at = None;
+        self.watch();
+    }
+
     /// When to call [`Publisher::tick`].
     pub fn deadline(&self) -> Option<Instant> {
-        self.retry_at
+        [self.retry_at, self.look_at].into_iter().flatten().min()
     }
 
     /// Tries again, if it is time to.
@@ -128,6 +142,16 @@ impl Publisher {
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
             self.advance();
+        }
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look_at = None;
+            self.watch();
+        }
+    }
+
+    fn take_answer(&mut self) {
+        if self.under_way.is_some() {
+            self.ready(true, false);
         }
     }
 
@@ -151,6 +175,7 @@ impl Publisher {
             return;
         }
         self.under_way = None;
+        self.look_at = None;
         self.failures = 0;
         match answer {
             Err(status) if passing(status.kind) && self.refusals < MAX_REFUSALS => {
@@ -170,7 +195,7 @@ impl Publisher {
         if self.under_way.is_none() && self.retry_at.is_none() && !self.queue.is_empty() {
             self.send();
         }
-        self.watch_writing();
+        self.watch();
     }
 
     fn send(&mut self) {
@@ -179,7 +204,10 @@ impl Publisher {
         }
         let (Some(connection), Some(event)) = (&mut self.connection, self.queue.front()) else { return };
         match connection.call(SERVICE, "Forward", event.clone(), TIMEOUT, &[]) {
-            Ok(stream) => self.under_way = Some(stream),
+            Ok(stream) => {
+                self.under_way = Some(stream);
+                self.look_at = Some(Instant::now() + UNREAD);
+            }
             Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
                 log::warning("an event is too long", &error);
                 self.queue.pop_front();
@@ -192,9 +220,10 @@ impl Publisher {
         let Some(address) = &self.address else { return false };
         let connection = Outgoing::connect(address);
         match connection {
-            Ok(connection) if self.poller.add(&connection, Token::Publisher, Interest::READ).is_ok() => {
+            // Its end is reported whatever is waited for.
+            Ok(connection) if self.poller.add(&connection, Token::Publisher, NOTHING).is_ok() => {
                 self.connection = Some(connection);
-                self.writing = false;
+                self.waits_for = NOTHING;
                 true
             }
             _ => {
@@ -208,6 +237,7 @@ impl Publisher {
     fn lost(&mut self) {
         self.connection = None;
         self.under_way = None;
+        self.look_at = None;
         if !self.queue.is_empty() {
             self.failures = self.failures.saturating_add(1);
             self.retry_later(self.failures);
@@ -219,16 +249,19 @@ impl Publisher {
         self.retry_at = Some(Instant::now() + pause);
     }
 
-    fn watch_writing(&mut self) {
+    fn watch(&mut self) {
         let Some(connection) = &self.connection else { return };
-        let write = connection.wants_write();
-        if write != self.writing
-            && self.poller.modify(connection, Token::Publisher, Interest { read: true, write }).is_ok()
-        {
-            self.writing = write;
+        // An answer is worth waking up for when another event waits for it, or when it has been long in coming.
+        let read = self.queue.len() > 1 || (self.under_way.is_some() && self.look_at.is_none());
+        let wanted = Interest { read, write: connection.wants_write() };
+        if wanted != self.waits_for && self.poller.modify(connection, Token::Publisher, wanted).is_ok() {
+            self.waits_for = wanted;
         }
     }
 }
+
+/// Nothing but the end of the connection.
+const NOTHING: Interest = Interest { read: false, write: false };
 
 /// The event of a process's end.
 pub fn exited(container_id: String, process: &str, pid: i32, exit: Exit) -> pb::TaskExit {

@@ -203,6 +203,7 @@ impl Server {
         if !self.supervisor.is_shutting_down() {
             return false;
         }
+        self.supervisor.publisher.settle();
         let deadline = *self.ending.get_or_insert_with(|| Instant::now() + FAREWELL);
         let answered = self.peers.values().all(|peer| !peer.connection.wants_write());
         (answered && self.supervisor.publisher.is_idle()) || Instant::now() >= deadline
