@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use gantry_integration::Lab;
+use gantry_integration::registry::DockerRegistry;
 use serde_json::json;
 
 use crate::cri_node::{Node, wait_for};
@@ -154,5 +155,31 @@ fn a_daemon_killed_amid_an_attachment_undoes_it_and_the_kubelets_retry_succeeds(
     for left in node.ask("ListPodSandbox", &json!({}))["items"].as_array().into_iter().flatten() {
         node.remove_pod(left["id"].as_str().expect("an id"));
     }
+    node.finish();
+}
+
+#[test]
+fn a_pod_with_users_of_its_own_may_be_on_the_nodes_network() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let node = Node::start(&lab);
+    let image = node.busybox(&registry);
+    let range = json!([{"host_id": 655_360, "container_id": 0, "length": 65536}]);
+    let options = json!({"network": "NODE", "userns_options": {"mode": "POD", "uids": range, "gids": range}});
+    let security = json!({"namespace_options": options});
+    let pod = json!({"cgroup_parent": format!("/{}", lab.id("one")), "security_context": security});
+    let pod = node.run_pod("one", &json!({"linux": pod}));
+    let script =
+        "cat /proc/self/uid_map; readlink /proc/self/ns/net; ls /sys/class; (echo >/sys/no); echo done; sleep 1000";
+    let main = json!({"image": {"image": image}, "command": ["/bin/sh", "-c", script], "linux": {"security_context": security}});
+    node.run_container(&pod, "main", &main);
+    let log = lab.path("logs/main.log");
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_for("the container has looked around", || said().contains("done"));
+    let own = fs::read_link("/proc/thread-self/ns/net").expect("a network");
+    let mapped = said().lines().any(|line| line.split_whitespace().skip(3).eq(["0", "655360", "65536"]));
+    assert!(mapped && said().contains(&*own.to_string_lossy()) && said().contains("F net\n"), "{}", said());
+    assert!(said().contains("/sys/no"), "it writes to the node's sysfs: {}", said());
+    node.remove_pod(&pod);
     node.finish();
 }

@@ -37,7 +37,7 @@ impl Cri {
             runtime_handlers: self.runtime_handlers(),
             features: Some(wire::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: true,
                 mount_options: true,
             }),
         })

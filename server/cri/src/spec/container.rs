@@ -87,8 +87,14 @@ impl Cri {
         let access = if security.privileged { "rw" } else { "ro" };
         builder = builder.without_mount("/run").without_mount("/dev/shm");
         let writable = security.privileged || plan.handler.cgroup_writable;
+        // Only who owns a network's namespace mounts a sysfs of it; the node's own is bound, and read-only throughout.
+        let bound = plan.users.is_some() && options_of(security).network() == NamespaceMode::Node;
+        let sys = match bound {
+            true => ("bind", "/sys", "/sys", "rro", &["rbind", "rprivate", "nosuid", "noexec", "nodev"][..]),
+            false => ("sysfs", "sysfs", "/sys", access, &["nosuid", "noexec", "nodev"][..]),
+        };
         let system = [
-            ("sysfs", "sysfs", "/sys", access, &["nosuid", "noexec", "nodev"][..]),
+            sys,
             (
                 "cgroup",
                 "cgroup",
