@@ -4,6 +4,8 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use gantry_types::media_type::Compression;
 
+use crate::gunzip::Gunzip;
+
 /// The compression that a stream starting with `head` (at least four bytes, unless the stream is shorter) has.
 pub fn compression_of(head: &[u8]) -> Compression {
     match head {
@@ -23,7 +25,7 @@ pub struct Decompressor<R: Read>(Inner<R>);
 
 enum Inner<R: Read> {
     None(BufReader<R>),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<R>>>),
+    Gzip(Box<Gunzip<BufReader<R>>>),
     Zstd(zstd::Decoder<'static, BufReader<R>>),
 }
 
@@ -43,7 +45,7 @@ impl<R: Read> Decompressor<R> {
     fn buffered(stream: BufReader<R>, compression: Compression) -> io::Result<Decompressor<R>> {
         Ok(Decompressor(match compression {
             Compression::None => Inner::None(stream),
-            Compression::Gzip => Inner::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream))),
+            Compression::Gzip => Inner::Gzip(Box::new(Gunzip::new(stream))),
             Compression::Zstd => Inner::Zstd(zstd::Decoder::with_buffer(stream)?),
         }))
     }

@@ -19,6 +19,7 @@ mod diff;
 mod dirs;
 mod erofs;
 mod estargz;
+mod gunzip;
 mod sums;
 #[cfg(any(test, feature = "testing"))]
 pub mod tree;
