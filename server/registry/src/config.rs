@@ -61,15 +61,17 @@ pub struct Config {
 pub struct Ranged {
     /// Blobs larger than this many bytes are fetched in parts.
     pub threshold: u64,
-    /// Bytes of one part. `chunk × parallel` bytes are held in memory at most.
+    /// Bytes of one part.
     pub chunk: u64,
     /// Requests in flight for one blob; 1 or less turns it off.
     pub parallel: usize,
+    /// Most bytes held in memory of parts that come before their turn, over all calls.
+    pub window: u64,
 }
 
 impl Default for Ranged {
     fn default() -> Ranged {
-        Ranged { threshold: 64 << 20, chunk: 4 << 20, parallel: 3 }
+        Ranged { threshold: 64 << 20, chunk: 4 << 20, parallel: 3, window: 16 << 20 }
     }
 }
 

@@ -7,9 +7,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use gantry_types::Descriptor;
 
+use crate::parts::Parts;
 use crate::repository::Repository;
 use crate::segment::Segment;
 use crate::{Error, Reason, Stage};
@@ -61,6 +62,7 @@ pub(crate) async fn blob(repository: Repository, descriptor: &Descriptor, range:
     let (repository, descriptor) = (Arc::new(repository), Arc::new(descriptor.clone()));
     let ranged = &repository.shared.config.ranged;
     let (chunk, parallel) = (ranged.chunk.max(64 << 10), ranged.parallel);
+    let window = repository.shared.window.clone();
     let in_parts = size > ranged.threshold && size > chunk && parallel > 1;
     let first_end = if in_parts { range.start + chunk } else { range.end };
     let mut first = Segment::new(repository.clone(), descriptor.clone(), range.start..first_end);
@@ -69,9 +71,9 @@ pub(crate) async fn blob(repository: Repository, descriptor: &Descriptor, range:
         first.extend_to(range.end);
         pieces(first).boxed()
     } else {
-        let segment = move |part| Segment::new(repository.clone(), descriptor.clone(), part);
-        let rest = parts(first_end..range.end, chunk).map(segment);
-        in_order(std::iter::once(first).chain(rest), parallel).boxed()
+        let part = move |part| pieces(Segment::new(repository.clone(), descriptor.clone(), part)).boxed();
+        let rest = cut(first_end..range.end, chunk).map(part);
+        Parts::new(pieces(first).boxed(), rest, parallel - 1, chunk, window).boxed()
     };
     Ok(Blob { size, host, bytes })
 }
@@ -84,17 +86,8 @@ fn pieces(segment: Segment) -> impl Stream<Item = Result<Bytes, Error>> + Send {
     })
 }
 
-/// The pieces of many segments in their order, `parallel` of them fetched at once. Whole segments are held in memory.
-fn in_order<S>(segments: S, parallel: usize) -> impl Stream<Item = Result<Bytes, Error>> + Send
-where
-    S: Iterator<Item = Segment> + Send + 'static,
-{
-    let whole = stream::iter(segments).map(|segment| pieces(segment).try_collect::<Vec<Bytes>>());
-    whole.buffered(parallel).map_ok(|pieces| stream::iter(pieces.into_iter().map(Ok))).try_flatten()
-}
-
 /// `range` cut into parts of `chunk` bytes; the last may be shorter.
-fn parts(range: Range<u64>, chunk: u64) -> impl Iterator<Item = Range<u64>> + Send {
+fn cut(range: Range<u64>, chunk: u64) -> impl Iterator<Item = Range<u64>> + Send {
     let mut start = range.start;
     std::iter::from_fn(move || {
         let part = start..(start + chunk).min(range.end);
@@ -107,12 +100,12 @@ fn parts(range: Range<u64>, chunk: u64) -> impl Iterator<Item = Range<u64>> + Se
 mod tests {
     use proptest::prelude::*;
 
-    use super::parts;
+    use super::cut;
 
     proptest! {
         #[test]
         fn parts_cover_the_range_without_gap_or_overlap(start in 0u64..1000, len in 0u64..5000, chunk in 1u64..700) {
-            let all: Vec<u64> = parts(start..start + len, chunk).flatten().collect();
+            let all: Vec<u64> = cut(start..start + len, chunk).flatten().collect();
             prop_assert_eq!(all, (start..start + len).collect::<Vec<_>>());
         }
     }

@@ -22,6 +22,7 @@ mod http_date;
 mod list;
 mod manifest;
 mod pace;
+mod parts;
 mod push;
 mod referrers;
 mod registry;

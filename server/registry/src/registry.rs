@@ -8,6 +8,7 @@ use gantry_types::{Descriptor, Digest, Reference};
 use crate::auth::Auth;
 use crate::breaker::Breaker;
 use crate::pace::Throttle;
+use crate::parts::Window;
 use crate::repository::Repository;
 use crate::transport::Transport;
 use crate::{Access, Blob, BlobSource, Config, Error, Pushed, Resolved, fetch, list, manifest, push, referrers};
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) breaker: Breaker,
     pub(crate) throttle: Throttle,
     pub(crate) transfers: Arc<tokio::sync::Semaphore>,
+    /// For parts of big blobs.
+    pub(crate) window: Window,
 }
 
 impl Registry {
@@ -35,6 +38,7 @@ impl Registry {
             breaker: Breaker::new(config.breaker_pause),
             throttle: Throttle::new(config.max_bytes_per_second),
             transfers: Arc::new(tokio::sync::Semaphore::new(config.max_transfers.max(1))),
+            window: Window::new(config.ranged.window),
             config,
         };
         Registry(Arc::new(shared))

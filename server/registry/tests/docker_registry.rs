@@ -103,7 +103,7 @@ async fn what_we_push_we_pull_back_by_every_way() {
     let access = Access::anonymous();
     let docker = Builder::new().docker().file("a", *b"docker", 0o644).build();
     let both = Image::index(vec![image(), docker.clone()], false);
-    let parts = Ranged { threshold: 500_000, chunk: 200_000, parallel: 3 };
+    let parts = Ranged { threshold: 500_000, chunk: 200_000, parallel: 3, ..Ranged::default() };
     for (name, push_chunk, image) in
         [("one", 0, image()), ("two", 700_000, image()), ("three", 0, docker), ("four", 0, both)]
     {

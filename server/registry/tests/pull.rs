@@ -86,7 +86,7 @@ async fn a_fetch_goes_on_from_an_offset_with_and_without_ranges() {
 }
 
 fn in_parts() -> Config {
-    Config { ranged: Ranged { threshold: 200_000, chunk: 65_536, parallel: 3 }, ..quick() }
+    Config { ranged: Ranged { threshold: 200_000, chunk: 65_536, parallel: 3, ..Ranged::default() }, ..quick() }
 }
 
 #[tokio::test]
