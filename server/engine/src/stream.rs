@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use gantry_content::ReaderAt;
 use tokio::sync::mpsc;
 
-/// Pieces on the way; with pieces of 256 KiB that is 2 MiB.
-const WAITING: usize = 8;
+/// Pieces on the way; with pieces of 256 KiB that is 1 MiB.
+const WAITING: usize = 4;
 /// Size of a piece that is read or written.
 const PIECE: usize = gantry_content::CHUNK;
 
