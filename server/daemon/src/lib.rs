@@ -22,7 +22,7 @@ pub mod oom;
 mod plugins;
 mod reflection;
 pub mod reload;
-mod resident;
+pub mod resident;
 mod scope;
 mod serve;
 mod socket;

@@ -9,6 +9,7 @@ use gantry_daemon::app;
 use gantry_daemon::config::{self, Config, LogFormat, Mistake, Notice};
 use gantry_daemon::notify::notify;
 use gantry_daemon::reload::Control;
+use gantry_daemon::resident;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -78,6 +79,7 @@ fn parse_level(name: &str) -> Result<LevelFilter, String> {
 }
 
 fn main() -> ExitCode {
+    resident::share_arenas();
     let arguments = Arguments::parse();
     if let Some(Command::Config(command)) = arguments.command {
         return match answer(command, &arguments) {

@@ -5,7 +5,10 @@
 //! nothing. And what was allocated while the store was read, or in a burst of calls, stays free in the C library's arenas.
 //! Text that is needed again comes back from the page cache by a minor fault.
 //!
-//! The one place of the server with `unsafe` code: two calls of the C library.
+//! Least is left over where the threads share few arenas: a pull of many layers allocates on some twenty threads, and
+//! each arena keeps what its threads needed most.
+//!
+//! The one place of the server with `unsafe` code: three calls of the C library.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -18,6 +21,19 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// Between looks for memory that has become free.
 const EVERY: Duration = Duration::from_secs(60);
+
+/// Has all threads share an arena for each processor, two to eight. To be called before there are threads.
+pub fn share_arenas() {
+    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let arenas = i32::try_from(processors.clamp(2, 8)).unwrap_or(2);
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes integers and has no conditions (mallopt(3)).
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, arenas);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = arenas;
+}
 
 /// Gives back what the start needed, and from time to time what has become free, until `stopping`.
 pub(crate) async fn keep_small(stopping: CancellationToken) {
