@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Sandbox, Tar, header, metadata, overlay, reason, remove};
 use gantry_layer::{Compression, Compressor, Control, Options, Reason, apply, unpack};
-use gantry_types::Digest;
+use gantry_types::{Digest, ErrorKind, HasKind};
 use std::io::{Read, Write};
 
 #[test]
@@ -285,9 +285,13 @@ fn damaged_compressed_bytes_are_an_error() {
     let mut layer = out.finish().unwrap();
     let last = layer.len() - 6;
     layer[last] ^= 1;
-    assert!(matches!(unpack(&layer[..], None, &sandbox.root(), &remove()).unwrap_err().reason, Reason::Read(_)));
     let garbage = [&[0x1f, 0x8b][..], &[0xff; 100]].concat();
-    assert!(unpack(&garbage[..], None, &sandbox.root(), &remove()).is_err());
+    let broken = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0][..], &[0xff; 100]].concat();
+    for layer in [layer, garbage, broken] {
+        let error = unpack(&layer[..], None, &sandbox.root(), &remove()).unwrap_err();
+        assert!(matches!(error.reason, Reason::Read(_)), "{error}");
+        assert_eq!(error.kind(), ErrorKind::DataLoss, "{error}");
+    }
 }
 
 #[test]

@@ -106,9 +106,13 @@ impl HasKind for ApplyError {
             Reason::NeedsLower => ErrorKind::FailedPrecondition,
             Reason::Truncated => ErrorKind::DataLoss,
             Reason::Limit { .. } => ErrorKind::ResourceExhausted,
-            Reason::Read(source) if source.kind() == io::ErrorKind::UnexpectedEof => ErrorKind::DataLoss,
-            Reason::Read(source) if source.kind() == io::ErrorKind::InvalidInput => ErrorKind::DataLoss,
-            Reason::Read(source) | Reason::Io { source, .. } => ErrorKind::of_io(source),
+            Reason::Read(source) => match source.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
+                    ErrorKind::DataLoss
+                }
+                _ => ErrorKind::of_io(source),
+            },
+            Reason::Io { source, .. } => ErrorKind::of_io(source),
             Reason::Cancelled => ErrorKind::Cancelled,
         }
     }
