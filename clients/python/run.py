@@ -178,17 +178,22 @@ def stdio(name):
             copier.join(5)
 
 
+def say(line):
+    """Prints in one write: several threads do, and their lines stay whole."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def copy(path):
     with open(path, encoding="utf-8", errors="replace") as pipe:
         for line in pipe:
-            print(line, end="", flush=True)
+            say(line.removesuffix("\n"))
 
 
 def print_progress(reports):
     with contextlib.suppress(grpc.RpcError):
         for report in reports:
             p = progress_pb2.Progress.FromString(report.value)
-            print(f"pull {p.event} {p.name} {p.progress}/{p.total}", flush=True)
+            say(f"pull {p.event} {p.name} {p.progress}/{p.total}")
 
 
 def print_events(stream, id):
@@ -198,7 +203,7 @@ def print_events(stream, id):
         message = getattr(task_pb2, envelope.event.type_url.rsplit(".", 1)[-1]).FromString(envelope.event.value)
         if message.container_id != id:
             continue
-        print("event", envelope.topic, flush=True)
+        say(f"event {envelope.topic}")
         if envelope.topic == "/tasks/delete":
             stream.cancel()
             return
@@ -223,7 +228,7 @@ def example(socket, reference, id):
         client.call(client.containers.Create, containers_pb2.CreateContainerRequest(container=container))
         undo.callback(client.undo, client.containers.Delete, containers_pb2.DeleteContainerRequest(id=id))
         first, second = client.run(id, mounts)
-        print(f"exit exec {second}\nexit container {first}", flush=True)
+        say(f"exit exec {second}\nexit container {first}")
         events.join(10)
         if (first, second) != (7, 3):
             raise RuntimeError(f"exit codes {first} and {second}, expected 7 and 3")

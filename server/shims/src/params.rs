@@ -61,7 +61,7 @@ pub(crate) fn stdin_of(form: Form, config: &Config, namespace: &str, id: &str, o
 }
 
 /// Where shims put their sockets: below the state directory where that is short enough, else where they like.
-fn socket_dir(config: &Config) -> Option<String> {
+pub(crate) fn socket_dir(config: &Config) -> Option<String> {
     let directory = config.state.join("s").to_string_lossy().into_owned();
     (directory.len() <= MAX_SOCKET_DIR).then_some(directory)
 }

@@ -1,16 +1,27 @@
 //! Finding shims again after a restart: all at once, each with its own deadline.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use gantry_ttrpc::pb::containerd::task::v3::{ConnectRequest, PidsRequest, StateRequest, StateResponse};
 use gantry_types::{ErrorKind, HasKind, Namespace};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::task::JoinSet;
 
 use crate::bundle::{Purpose, clear, state_dir};
 use crate::log::LogReader;
+use crate::params::socket_dir;
 use crate::shim::{Parts, remove, run_delete};
 use crate::shims::connect;
 use crate::{Answer, Bundle, Calls, Cleanup, Result, Shim, Shims};
+
+/// How long killed starts of shims may take to end.
+const ENDING: Duration = Duration::from_secs(1);
+/// How often to look whether they have.
+const POLL: Duration = Duration::from_millis(2);
 
 /// A bundle that was there, and what became of it.
 #[derive(Debug)]
@@ -124,9 +135,15 @@ impl Shims {
         Found::Gone { cleanup }
     }
 
-    /// The daemon died before the shim's address was noted: there may be a shim all the same.
+    /// The daemon died before the shim's address was noted: there may be a shim all the same, or a start that hangs.
     pub(crate) async fn discard(&self, namespace: &Namespace, id: &str, bundle: Bundle) -> Found {
-        // A start that goes on meanwhile notes where its shim listens, or finds no bundle and ends it.
+        let (directory, sockets) = (bundle.path().to_owned(), socket_dir(&self.config));
+        let ending = tokio::task::spawn_blocking(move || {
+            if end_starters(&directory) {
+                sockets.as_deref().map(Path::new).into_iter().for_each(remove_dead_sockets);
+            }
+        });
+        ending.await.unwrap_or_else(|error| tracing::warn!(%namespace, id, %error, "starts of a shim not looked for"));
         let signs = ["config.json", "address", "shim.pid"];
         if signs.iter().any(|sign| bundle.path().join(sign).exists()) {
             self.delete_verb(namespace, id, &bundle).await;
@@ -155,6 +172,40 @@ async fn ask(calls: &Calls, id: &str) -> Result<Option<StateResponse>> {
             if pids.is_ok_and(|answer| !answer.processes.is_empty()) { Err(error) } else { Ok(None) }
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Kills what works in the bundle of a shim that nobody was told about: its start, which may be stopped, and what that has
+/// made. Says whether there was anything.
+fn end_starters(bundle: &Path) -> bool {
+    let Ok(wanted) = std::fs::metadata(bundle).map(|found| (found.dev(), found.ino())) else { return false };
+    let is_here = |pid: &i32| {
+        std::fs::metadata(format!("/proc/{pid}/cwd")).is_ok_and(|found| (found.dev(), found.ino()) == wanted)
+    };
+    let (mut any, deadline) = (false, Instant::now() + ENDING);
+    loop {
+        let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+        let here: Vec<i32> = numbers.filter(is_here).collect();
+        if here.is_empty() || Instant::now() > deadline {
+            return any;
+        }
+        any = true;
+        for pid in here {
+            // One that has ended by itself is what is wanted.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Removes sockets on which nobody listens any more.
+fn remove_dead_sockets(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for socket in entries.map(|entry| entry.path()) {
+        let refused = std::os::unix::net::UnixStream::connect(&socket);
+        if refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            std::fs::remove_file(&socket).unwrap_or_else(|error| tracing::warn!(%error, "socket of no shim stays"));
+        }
     }
 }
 

@@ -205,6 +205,23 @@ async fn a_lost_shim_is_noticed_and_cleaned_up_by_its_binary() {
 }
 
 #[tokio::test]
+async fn a_start_that_was_stopped_when_the_daemon_died_is_ended_with_its_socket() {
+    let world = World::new();
+    let bundle = world.bundle("one");
+    std::fs::create_dir_all(&bundle).unwrap();
+    let mut start = std::process::Command::new("sleep").arg("100").current_dir(&bundle).spawn().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(start.id() as i32), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let sockets = world.dir.path().join("state/s");
+    std::fs::create_dir_all(&sockets).unwrap();
+    let listen = |name: &str| std::os::unix::net::UnixListener::bind(sockets.join(name)).unwrap();
+    let _other = listen("served");
+    drop(listen("dead"));
+    assert!(matches!(world.shims.restore().await[0].found, Found::Leaked));
+    assert!(start.try_wait().unwrap().is_some(), "the start lives on");
+    assert!(!bundle.exists() && !sockets.join("dead").exists() && sockets.join("served").exists());
+}
+
+#[tokio::test]
 async fn events_come_in_their_order_and_nonsense_is_refused() {
     let mut world = World::new();
     let path = world.dir.path().join("state/gantry.sock.ttrpc");
