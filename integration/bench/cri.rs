@@ -11,7 +11,7 @@ use gantry_integration::daemon::{Daemon, Peer};
 use gantry_integration::images::{Image, Packing, busybox_root};
 use gantry_integration::lab::{peer_binary, run};
 use gantry_integration::registry::DockerRegistry;
-use gantry_integration::{Lab, census};
+use gantry_integration::{Lab, census, cri};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -64,7 +64,7 @@ impl Pods {
         let pause = json!({"Cmd": ["sleep", "1000000"], "Env": ["PATH=/bin"]});
         let root = busybox_root(&lab);
         let image = Image::new(&lab, "busybox").layer(&root).config(pause).push(&registry.host(), "busybox");
-        let config = |name: &str, subnet: &str| config(&lab, name, subnet, &image);
+        let config = |name: &str, subnet: &str| cri::config(&lab, name, subnet, &image);
         let ours = Daemon::start_named(&lab, "g", Peer::Gantry, &config("g", "10.101.0.0/16"), &[]);
         let theirs = Daemon::start_named(&lab, "c", Peer::Containerd, &config("c", "10.102.0.0/16"), &[]);
         let built_in = Daemon::start_named(&lab, "b", Peer::Gantry, &config("b", ""), &[]);
@@ -105,27 +105,6 @@ impl Pods {
         let ours = self.client(ours, args).remove(name).unwrap_or_default();
         Pairs { unit: "ms", values: theirs.into_iter().zip(ours).collect() }
     }
-}
-
-/// Containerd's keys serve both. A machine may withhold the right to lower oom scores.
-fn config(lab: &Lab, name: &str, subnet: &str, image: &str) -> String {
-    let nets = lab.path(&format!("net-{name}"));
-    std::fs::create_dir_all(&nets).expect("make a directory");
-    if !subnet.is_empty() {
-        let ipam = json!({"type": "host-local", "dataDir": lab.path(&format!("ipam-{name}")), "subnet": subnet});
-        let conf = json!({"cniVersion": "1.0.0", "name": name, "plugins": [
-            {"type": "bridge", "bridge": format!("cni-{name}"), "isGateway": true, "ipam": ipam}]});
-        std::fs::write(nets.join("10.conflist"), conf.to_string()).expect("write the configuration");
-    }
-    let plugins = peer_binary("cni/bridge");
-    format!(
-        "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = {image:?}\n\
-         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
-         [plugins.'io.containerd.cri.v1.runtime']\nnetns_mounts_under_state_dir = true\n\
-         restrict_oom_score_adj = true\n\
-         [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = {nets:?}\nbin_dirs = [{:?}]\n",
-        plugins.parent().expect("plug-ins lie in a directory")
-    )
 }
 
 fn pod_create(pods: &Pods) -> Pairs {

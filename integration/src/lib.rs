@@ -8,6 +8,7 @@
 
 pub mod census;
 pub mod client;
+pub mod cri;
 pub mod daemon;
 pub mod fake;
 pub mod images;

@@ -9,7 +9,7 @@ use gantry_integration::daemon::{Daemon, Peer};
 use gantry_integration::images::{Image, busybox_root};
 use gantry_integration::lab::{peer_binary, source_root};
 use gantry_integration::registry::DockerRegistry;
-use gantry_integration::{Lab, Outcome};
+use gantry_integration::{Lab, Outcome, cri};
 use serde_json::{Value, json};
 
 /// What only containerd can tell.
@@ -34,24 +34,12 @@ fn verbose_answers_have_all_that_containerds_have_in_the_same_form() {
     assert!(missing.is_empty(), "{missing:#?}\ntheirs: {theirs:#?}\nours: {ours:#?}");
 }
 
-/// The same keys serve both daemons; each has a network of its own by the real plug-ins.
+/// Containerd tells the options of its runtime; ours gets the same.
 fn config(lab: &Lab, name: &str, image: &str) -> String {
-    let nets = lab.path(&format!("net-{name}"));
-    std::fs::create_dir_all(&nets).expect("make a directory");
-    let ipam = json!({"type": "host-local", "dataDir": lab.path(&format!("ipam-{name}")), "subnet": "10.98.0.0/24"});
-    let conf = json!({"cniVersion": "1.0.0", "name": name, "plugins": [
-        {"type": "bridge", "bridge": format!("cni-{name}"), "isGateway": true, "ipam": ipam}]});
-    std::fs::write(nets.join("10.conflist"), conf.to_string()).expect("write the configuration");
-    let plugins = peer_binary("cni/bridge");
     format!(
-        "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = {image:?}\n\
-         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
-         [plugins.'io.containerd.cri.v1.runtime']\nnetns_mounts_under_state_dir = true\n\
-         restrict_oom_score_adj = true\n\
-         [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = {nets:?}\nbin_dirs = [{:?}]\n\
-         [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+        "{}[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
          [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nRoot = {:?}\n",
-        plugins.parent().expect("plug-ins lie in a directory"),
+        cri::config(lab, name, "10.98.0.0/24", image),
         lab.path(&format!("runc-{name}"))
     )
 }
