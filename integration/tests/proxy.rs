@@ -345,7 +345,10 @@ fn containerd_keeps_images_and_layers_with_our_daemon() {
     let image = Image::new(&lab, "other").layer(&busybox_root(&lab)).push(&registry.host(), "other");
     // Names of built-in parts are taken there, so the snapshotter is one that is behind us, too.
     let plugin = Plugin::start(&lab, &[]);
-    let ours = Daemon::start_with(&lab, Peer::Gantry, &configuration("snapshot", "outside", &plugin.socket()), &[]);
+    // What is garbage its records say: leases and labels stay with it.
+    let keep = "[plugins.'io.containerd.gc.v1.scheduler']\nstartup_delay = '1h'\nmutation_threshold = 0\n";
+    let config = configuration("snapshot", "outside", &plugin.socket()) + keep;
+    let ours = Daemon::start_with(&lab, Peer::Gantry, &config, &[]);
     let part = |name: &str, kind: &str| {
         format!("[proxy_plugins.{name}]\ntype = \"{kind}\"\naddress = \"{}\"\n", ours.address().display())
     };

@@ -430,6 +430,19 @@ fn documents(lab: &Lab, shared: &Path) {
     write("pod.json", json!({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}));
 }
 
+/// Runs a command until the archive that it writes has its end: ctr leaves when the answer comes, with the last bytes of
+/// the stream still on their way to the file.
+const WHOLE: &str = r#"#!/bin/sh
+archive=$1
+shift
+for attempt in 1 2 3 4 5; do
+    "$@" || exit
+    tar tf "$archive" >/dev/null 2>&1 && exit
+done
+echo "$archive has no end after $attempt attempts" >&2
+exit 1
+"#;
+
 /// One side of the tour.
 struct Tourist<'a> {
     lab: &'a Lab,
@@ -451,7 +464,8 @@ impl<'a> Tourist<'a> {
             daemon.address().display()
         );
         std::fs::write(bin.join("ctr"), script).expect("write a script");
-        run("chmod", &["+x", &bin.join("ctr").to_string_lossy()]);
+        std::fs::write(bin.join("whole"), WHOLE).expect("write a script");
+        run("chmod", &["+x", &bin.join("ctr").to_string_lossy(), &bin.join("whole").to_string_lossy()]);
         let tag = format!("{}{side}", lab.tag());
         let mut env = facts.clone();
         env.push(("T", tag.clone()));
