@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use gantry_registry::fake::{Fault, Options, Rule};
+use gantry_registry::image::Builder;
 use gantry_registry::{Access, Reason, Registry};
 use gantry_types::{ErrorKind, HasKind, Reference};
 
@@ -187,6 +188,27 @@ async fn client_certificates_are_shown_where_configured() {
         write("both.pem", &format!("{certificate}{key}"));
         let resolved = registry.resolve(&reference, &access_by(&dir)).await;
         assert_eq!(resolved.is_ok(), good, "{client}: {resolved:?}");
+    }
+}
+
+#[tokio::test]
+async fn by_tls_many_blobs_share_one_connection_of_http_2() {
+    let fake = fake_with(Options { tls: true, ..Options::default() }).await;
+    let image =
+        (0..12).fold(Builder::new(), |image, n| image.layer().file(&format!("{n}"), noise(100_000), 0o644)).build();
+    let reference = fake.put_image("a", "v1", &image);
+    let dir = hosts_dir(&fake.host(), &format!("server = '{}'\nskip_verify = true", fake.url()));
+    let (registry, access) = (Registry::new(quick()), access_by(&dir));
+    registry.resolve(&reference, &access).await.unwrap();
+    let blobs = image.blobs().iter().map(|(descriptor, bytes)| async {
+        let blob = registry.fetch(&reference, descriptor, 0, &access).await.unwrap();
+        assert_eq!(collect(blob).await.unwrap(), bytes[..]);
+    });
+    futures::future::join_all(blobs).await;
+    let requests = fake.requests();
+    assert!(requests.len() > image.blobs().len() && image.blobs().len() > 12);
+    for request in requests {
+        assert_eq!((request.version, request.connection), (http::Version::HTTP_2, 1), "{}", request.path);
     }
 }
 

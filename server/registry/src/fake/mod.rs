@@ -72,6 +72,10 @@ impl Default for Options {
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Recorded {
+    /// Which connection it came by, from 1 on.
+    pub connection: usize,
+    /// Version of HTTP.
+    pub version: http::Version,
     /// Method.
     pub method: String,
     /// Path and query.

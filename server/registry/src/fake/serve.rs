@@ -16,12 +16,13 @@ use super::{Recorded, State, lock, routes};
 
 /// Serves until it is dropped; its connections end with it.
 pub(super) async fn run(listener: TcpListener, state: Arc<State>) {
-    let mut connections = JoinSet::new();
+    let (mut connections, mut number) = (JoinSet::new(), 0);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((stream, _)) = accepted {
-                    connections.spawn(connection(stream, state.clone()));
+                    number += 1;
+                    connections.spawn(connection(stream, number, state.clone()));
                 }
             }
             Some(_) = connections.join_next() => (),
@@ -29,28 +30,32 @@ pub(super) async fn run(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-async fn connection(stream: TcpStream, state: Arc<State>) {
+async fn connection(stream: TcpStream, number: usize, state: Arc<State>) {
     let _ = stream.set_nodelay(true);
     match &state.tls {
-        None => talk(stream, state).await,
+        None => talk(stream, number, state).await,
         Some(tls) => {
             if let Ok(stream) = tls.acceptor.accept(stream).await {
-                talk(stream, state.clone()).await;
+                talk(stream, number, state.clone()).await;
             }
         }
     }
 }
 
-async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, state: Arc<State>) {
-    let service = service_fn(move |request| answer(request, state.clone()));
+async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, number: usize, state: Arc<State>) {
+    let service = service_fn(move |request| answer(request, number, state.clone()));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http2().max_header_list_size(1 << 20);
     // How a connection ends is the caller's business.
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Body>, std::convert::Infallible> {
-    let at = record(&request, &state);
+async fn answer(
+    request: Request<Incoming>,
+    number: usize,
+    state: Arc<State>,
+) -> Result<Response<Body>, std::convert::Infallible> {
+    let at = record(&request, number, &state);
     let response = routes::answer(request, &state).await;
     if let Some(recorded) = lock(&state.requests).get_mut(at) {
         recorded.status = response.status().as_u16();
@@ -58,11 +63,13 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
     Ok(response)
 }
 
-fn record(request: &Request<Incoming>, state: &State) -> usize {
+fn record(request: &Request<Incoming>, connection: usize, state: &State) -> usize {
     let text = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
         (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
     let recorded = Recorded {
+        connection,
+        version: request.version(),
         method: request.method().to_string(),
         path: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
         headers: request.headers().iter().map(text).collect(),
