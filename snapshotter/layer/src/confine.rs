@@ -1,9 +1,10 @@
 //! What the threads that work on hostile bytes may still do: even if this crate were fooled, nothing outside the given
 //! directories is opened, made, changed or removed (Landlock, linux/Documentation/userspace-api/landlock.rst), nothing is
-//! mounted, and only the capabilities remain that owners, modes, devices and attributes of files need.
+//! mounted, least of all where others would see it (mount_namespaces(7)), and only the capabilities remain that owners,
+//! modes, devices and attributes of files need.
 //!
-//! Both hold for a thread to its end, so it must be one that ends with the work. A kernel without Landlock leaves the
-//! capabilities alone dropped; a process without capabilities has none to drop.
+//! All of it holds for a thread to its end, so it must be one that ends with the work. A kernel without Landlock leaves
+//! the other two; a process without capabilities has none to drop, and no namespace.
 
 use std::path::Path;
 
@@ -11,6 +12,8 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus,
 };
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// The newest version whose rights are known here; older kernels keep what they know.
@@ -38,9 +41,17 @@ pub(crate) struct Reach<'a> {
 
 /// Confines the calling thread to its end; says whether the kernel does all of it.
 pub(crate) fn confine(reach: Reach<'_>) -> bool {
+    let apart = reach.root.is_none() || leave().is_ok();
     let fenced = fence(reach).unwrap_or(false);
     let keep = if reach.root.is_some() { NEEDED } else { CapabilitySet::empty() };
-    drop_capabilities(keep) && fenced
+    drop_capabilities(keep) && fenced && apart
+}
+
+/// Gives the thread mounts of its own. What is unmounted elsewhere goes here, too, so that nothing is kept busy; nothing
+/// comes back from here.
+fn leave() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
 }
 
 fn fence(reach: Reach<'_>) -> Result<bool, landlock::RulesetError> {
@@ -89,6 +100,29 @@ mod tests {
 
     fn refused<T: std::fmt::Debug>(result: std::io::Result<T>) -> bool {
         matches!(result.as_ref().map_err(std::io::Error::kind), Err(ErrorKind::PermissionDenied))
+    }
+
+    #[test]
+    fn mounts_of_a_confined_thread_are_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let tid = rustix::thread::gettid();
+                assert!(confine(Reach { root: Some(root.path()), ..Reach::default() }), "not confined");
+                tell.send(tid).unwrap();
+                let ended = ended;
+                ended.recv().unwrap_err();
+            });
+            let tid = told.recv().unwrap();
+            let its = fs::read_link(format!("/proc/self/task/{tid}/ns/mnt"));
+            let mounts = fs::read_to_string(format!("/proc/self/task/{tid}/mountinfo"));
+            drop(end);
+            assert_ne!(its.unwrap(), own);
+            assert!(!mounts.unwrap().contains("shared:"), "what is mounted there would be seen elsewhere");
+        });
     }
 
     #[test]
