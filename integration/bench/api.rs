@@ -84,9 +84,9 @@ pub const ALL: &[Row<Stores>] = &[
 const COLLECTED_BY_HAND: &str =
     "version = 3\n[plugins.'io.containerd.gc.v1.scheduler']\nmutation_threshold = 0\ndeletion_threshold = 0\n";
 
-const READ: &[&str] = &["-size", "512", "-count", "2", "content-read"];
+const READ: &[&str] = &["-size", "512", "-count", "4", "content-read"];
 const WRITE: &[&str] = &["-size", "256", "-count", "2", "content-write"];
-const WIRE_READ: &[&str] = &["-size", "512", "-count", "2", "wire-content-read"];
+const WIRE_READ: &[&str] = &["-size", "512", "-count", "4", "wire-content-read"];
 const WIRE_WRITE: &[&str] = &["-size", "256", "-count", "2", "wire-content-write"];
 const WRITES: &[&str] = &["-size", "64", "-count", "2", "-workers", "4", "-connections", "4", "content-write"];
 

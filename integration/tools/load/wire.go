@@ -59,7 +59,8 @@ func dialWire(address, namespace string) (*wire, error) {
 		return nil, err
 	}
 	w := &wire{conn: conn, namespace: namespace, frame: 16 << 10, initial: 65535, onAll: 65535}
-	w.framer = http2.NewFramer(conn, bufio.NewReaderSize(conn, 512<<10))
+	// Heads of frames come through the buffer; what is larger than it goes where the framer wants it.
+	w.framer = http2.NewFramer(conn, bufio.NewReaderSize(conn, 4<<10))
 	w.framer.SetReuseFrames()
 	w.framer.SetMaxReadFrameSize(1 << 20)
 	w.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -296,7 +297,7 @@ func (l *load) countedOnWires(method string, request proto.Message) (result, err
 }
 
 func readOnWire(ctx context.Context, l *load) (result, error) {
-	name, err := l.blob(ctx, 0, l.size<<20)
+	name, err := l.warm(ctx)
 	if err != nil {
 		return result{}, err
 	}

@@ -43,6 +43,19 @@ enum Slot {
     Lost,
 }
 
+/// Bytes that are worth a job while there is none; while there is one, they wait for up to [`CHUNK`].
+const STEP: usize = CHUNK / 2;
+
+impl Slot {
+    /// Whether nothing has to be waited for.
+    fn is_free(&self) -> bool {
+        match self {
+            Slot::Busy(job) => job.writing.is_finished() && job.hashing.as_ref().is_none_or(JoinHandle::is_finished),
+            Slot::Idle(_) | Slot::Lost => true,
+        }
+    }
+}
+
 type Done = (Box<Ingest>, Result<(), Error>);
 
 /// What goes on with an ingest.
@@ -192,7 +205,7 @@ impl Writer for LocalWriter {
         self.pending_len += data.len();
         self.pending.push(data);
         self.updated = SystemTime::now();
-        if self.pending_len >= CHUNK {
+        if self.pending_len >= CHUNK || (self.pending_len >= STEP && self.slot.is_free()) {
             self.settle().await?;
             self.start()?;
         }

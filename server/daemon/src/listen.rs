@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::Stream;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -22,6 +23,10 @@ const HANDSHAKES: usize = 64;
 
 /// Pause after the kernel refused a connection (out of descriptors), which the next would meet too.
 const RELIEF: Duration = Duration::from_millis(100);
+
+/// Bytes that the kernel keeps for a client that is slower than we are, as far as `net.core.wmem_max` lets it; it counts
+/// its own costs among twice as many (socket(7), `SO_SNDBUF`).
+const SENDING: usize = 1 << 20;
 
 /// A connection and the calls that run on it.
 pub(crate) struct Connection<T> {
@@ -45,12 +50,23 @@ pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Conn
     futures::stream::unfold(listener, |listener| async {
         let stream = loop {
             match listener.accept().await {
-                Ok((stream, _)) => break stream,
+                Ok((stream, _)) => {
+                    roomy(&stream);
+                    break stream;
+                }
                 Err(error) => relieve(&error).await,
             }
         };
         Some((Ok(Connection::new(stream)), listener))
     })
+}
+
+/// Lets more bytes wait for a client than the kernel lets by itself. Who writes is woken when three quarters of them are
+/// gone, so that a client of much content has the last quarter to read meanwhile.
+fn roomy(stream: &tokio::net::UnixStream) {
+    if let Err(error) = setsockopt(stream, sockopt::SndBuf, &SENDING) {
+        tracing::debug!(%error, "a connection has the kernel's usual room");
+    }
 }
 
 async fn relieve(error: &io::Error) {

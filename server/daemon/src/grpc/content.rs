@@ -1,4 +1,4 @@
-//! `containerd.services.content.v1`, except the conversation of a write.
+//! `containerd.services.content.v1`, except the bytes of blobs.
 
 use futures::{StreamExt as _, stream};
 use gantry_api::convert::{labels_from_wire, time_to_wire};
@@ -8,7 +8,7 @@ use gantry_engine::content::{Blob, Status};
 use tonic::{Request, Response, Streaming, async_trait};
 
 use super::decode::{digest, filter, paths, required, signed};
-use super::{Answers, Reply, Services, write};
+use super::{Answers, Reply, Services};
 use crate::{scope, status};
 
 /// How many blobs one message of a listing describes.
@@ -72,9 +72,8 @@ impl Content for Services {
 
     type WriteStream = Answers<wire::WriteContentResponse>;
 
-    async fn write(&self, request: Request<Streaming<wire::WriteContentRequest>>) -> Reply<Self::WriteStream> {
-        let scope = scope::of(&request)?;
-        Ok(Response::new(write::converse(self.engine.content.clone(), scope, request.into_inner())))
+    async fn write(&self, _: Request<Streaming<wire::WriteContentRequest>>) -> Reply<Self::WriteStream> {
+        Err(super::stands_before())
     }
 
     async fn abort(&self, request: Request<wire::AbortRequest>) -> Reply<()> {

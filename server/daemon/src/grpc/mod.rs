@@ -1,6 +1,7 @@
 //! The gRPC services, one file a noun: decode, call the engine, encode.
 
 mod admin;
+mod arriving;
 mod containers;
 mod content;
 mod controllers;
@@ -42,6 +43,7 @@ use self::front::Front;
 use self::listing::Listings;
 use self::reading::Reading;
 pub(crate) use self::version::API_VERSION;
+use self::write::Writing;
 use crate::plugins::Besides;
 use crate::streams::Streams;
 
@@ -102,7 +104,8 @@ impl Services {
         if has("io.containerd.grpc.v1.content") {
             let content = ContentServer::new(self.clone()).max_decoding_message_size(recv);
             let content = content.max_encoding_message_size(send);
-            routes.add_service(Front::new(Reading::new(self.clone(), recv), content));
+            let content = Front::new(Reading::new(self.clone(), recv), content);
+            routes.add_service(Front::new(Writing::new(self.clone(), recv), content));
         }
         if has("io.containerd.grpc.v1.containers") {
             let containers = ContainersServer::new(self.clone()).max_decoding_message_size(recv);

@@ -1,35 +1,80 @@
 //! The conversation of `Content.Write`: the first message names the ingest, each message is answered by where it
 //! stands, `COMMIT` or the end of the stream ends it. A client that goes away leaves its bytes for the next writer.
 
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use gantry_api::convert::{labels_from_wire, time_to_wire};
 use gantry_api::pb::containerd::services::content::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
 use gantry_engine::content::{Content, Writer};
 use gantry_types::{Digest, ErrorKind, HasKind as _, Scope};
-use tonic::{Status, Streaming};
+use prost::Message as _;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
-use super::Answers;
+use super::Services;
+use super::arriving::Messages;
 use super::decode::{optional_digest, optional_size, signed};
-use crate::status;
+use super::front::{Answers, Method};
+use super::plain::{PREFIX, Piece, answer, seal};
+use crate::{scope, status};
 
-/// Answers a client's messages until it is done.
-pub(crate) fn converse(
-    content: Content,
-    scope: Scope,
-    messages: Streaming<WriteContentRequest>,
-) -> Answers<WriteContentResponse> {
-    let talk = Conversation { content, scope, messages, ingest: None, total: None, expected: None, over: false };
-    let answers = stream::try_unfold(talk, |mut talk| async {
-        let answer = talk.answer().await?;
-        Ok(answer.map(|answer| (answer, talk)))
-    });
-    answers.boxed()
+/// Answers `Write`.
+#[derive(Clone)]
+pub(crate) struct Writing {
+    services: Services,
+    max_receive: usize,
+}
+
+impl Writing {
+    /// Clients may send messages of `max_receive` bytes.
+    pub(crate) fn new(services: Services, max_receive: usize) -> Writing {
+        Writing { services, max_receive }
+    }
+}
+
+impl Answers for Writing {
+    fn method(name: &str) -> Option<Method<Writing>> {
+        (name == "Write").then_some(|writing, request| Box::pin(async move { writing.converse(request) }))
+    }
+}
+
+impl Writing {
+    /// Answers a client's messages until it is done.
+    fn converse(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let (parts, body) = request.into_parts();
+        let head = Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, ());
+        let talk = Conversation {
+            content: self.services.engine.content.clone(),
+            scope: scope::of(&head)?,
+            messages: Messages::new(body, self.max_receive),
+            ingest: None,
+            total: None,
+            expected: None,
+            over: false,
+        };
+        let answers = stream::try_unfold(talk, |mut talk| async {
+            let Some(answer) = talk.answer().await? else { return Ok(None) };
+            Ok(Some((piece(&answer)?, talk)))
+        });
+        Ok(answer(answers.boxed()))
+    }
+}
+
+/// An answer as gRPC sends it.
+fn piece(answer: &WriteContentResponse) -> Result<Piece, Status> {
+    let mut bytes = BytesMut::zeroed(PREFIX);
+    answer.encode(&mut bytes).map_err(|error| Status::internal(error.to_string()))?;
+    let len = bytes.len() - PREFIX;
+    seal(&mut bytes[..PREFIX], len, usize::MAX)?;
+    Ok((bytes.freeze(), Bytes::new()))
 }
 
 struct Conversation {
     content: Content,
     scope: Scope,
-    messages: Streaming<WriteContentRequest>,
+    messages: Messages,
     ingest: Option<Ingest>,
     /// Size and digest of the whole blob, as far as the client has said.
     total: Option<u64>,
@@ -48,7 +93,7 @@ impl Conversation {
         if self.over {
             return Ok(None);
         }
-        let Some(request) = self.messages.message().await? else {
+        let Some(request) = self.messages.next().await? else {
             self.close().await?;
             return Ok(None);
         };
@@ -115,22 +160,39 @@ impl Conversation {
         mut ingest: Ingest,
         request: WriteContentRequest,
     ) -> Result<WriteContentResponse, Status> {
-        let offset = append(&mut ingest.writer, &request).await?;
+        let offset = self.append(&mut ingest.writer, &request).await?;
         let digest = ingest.writer.digest().await.map_err(status::of)?;
         self.ingest = Some(ingest);
-        Ok(answer(WriteAction::Write, offset, &digest))
+        Ok(done(WriteAction::Write, offset, &digest))
     }
 
     async fn commit(
         &mut self,
         mut ingest: Ingest,
-        request: WriteContentRequest,
+        mut request: WriteContentRequest,
     ) -> Result<WriteContentResponse, Status> {
-        let labels = labels_from_wire(request.labels.clone()).map_err(status::of)?;
-        let offset = append(&mut ingest.writer, &request).await?;
+        let offset = self.append(&mut ingest.writer, &request).await?;
+        self.messages.rest(&mut request).await?;
+        let labels = labels_from_wire(request.labels).map_err(status::of)?;
         let blob = ingest.writer.commit(self.total, self.expected.as_ref(), labels).await.map_err(status::of)?;
         self.over = true;
-        Ok(answer(WriteAction::Commit, offset, &blob.digest))
+        Ok(done(WriteAction::Commit, offset, &blob.digest))
+    }
+
+    /// Adds a message's data at its offset; offset 0 of an ingest that has bytes means to begin anew. Gives the new offset.
+    async fn append(&mut self, writer: &mut Writer, request: &WriteContentRequest) -> Result<u64, Status> {
+        let at = writer.status().offset;
+        let mut offset = u64::try_from(request.offset).unwrap_or(0);
+        if offset > 0 && offset != at {
+            return Err(Status::out_of_range(format!("write @{offset} must occur at current offset {at}")));
+        }
+        if offset == 0 && at > 0 {
+            writer.truncate(0).await.map_err(status::of)?;
+        }
+        while let Some(data) = self.messages.data().await? {
+            offset = writer.write(offset, data).await.map_err(status::of)?;
+        }
+        Ok(offset)
     }
 
     async fn close(&mut self) -> Result<(), Status> {
@@ -141,23 +203,7 @@ impl Conversation {
     }
 }
 
-/// Adds a message's data at its offset; offset 0 of an ingest that has bytes means to begin anew. Gives the new offset.
-async fn append(writer: &mut Writer, request: &WriteContentRequest) -> Result<u64, Status> {
-    let at = writer.status().offset;
-    let offset = u64::try_from(request.offset).unwrap_or(0);
-    if offset > 0 && offset != at {
-        return Err(Status::out_of_range(format!("write @{offset} must occur at current offset {at}")));
-    }
-    if offset == 0 && at > 0 {
-        writer.truncate(0).await.map_err(status::of)?;
-    }
-    if request.data.is_empty() {
-        return Ok(offset);
-    }
-    writer.write(offset, request.data.clone()).await.map_err(status::of)
-}
-
-fn answer(action: WriteAction, offset: u64, digest: &Digest) -> WriteContentResponse {
+fn done(action: WriteAction, offset: u64, digest: &Digest) -> WriteContentResponse {
     WriteContentResponse {
         action: action.into(),
         offset: signed(offset),
