@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use gantry_mount::idmap::{IdMap, Range};
-use gantry_mount::{Bind, Options, sys as mount};
+use gantry_mount::{Attributes, Bind, Options, sys as mount};
 
 use crate::cgroups::Cgroup;
 use crate::error::{Error, Result};
@@ -190,7 +190,7 @@ fn bind(context: &Context<'_>, entry: &Mount, options: &Options) -> Result<Op> {
     let tree = clone_tree(&source, options.bind == Some(Bind::Recursive)).map_err(|error| failed("open", error))?;
     let plain = options.attributes;
     if !plain.is_empty() {
-        set(&tree, false, plain.set, plain.clear, 0, None).map_err(|error| failed("set flags of", error))?;
+        set_flags(&tree, plain).map_err(|error| failed("set flags of", error))?;
     }
     let deep = options.recursive;
     if !deep.is_empty() {
@@ -208,6 +208,20 @@ fn bind(context: &Context<'_>, entry: &Mount, options: &Options) -> Result<Op> {
     let mut target = Target::new(&entry.destination)?;
     target.outside_proc = !may_cover_proc(&target.display());
     Ok(Op::Attach { tree: Fd(tree.into_raw_fd()), target, file: stat.st_mode & libc::S_IFMT != libc::S_IFDIR })
+}
+
+/// As with runc, a bind mount for which any flag is named has no others of its source's, unless these are locked by
+/// a user namespace.
+fn set_flags(tree: &OwnedFd, flags: Attributes) -> std::io::Result<()> {
+    const ALL: u64 = mount::MOUNT_ATTR_RDONLY
+        | mount::MOUNT_ATTR_NOSUID
+        | mount::MOUNT_ATTR_NODEV
+        | mount::MOUNT_ATTR_NOEXEC
+        | mount::MOUNT_ATTR_NOSYMFOLLOW;
+    match set(tree, false, flags.set, flags.clear | (ALL & !flags.set), 0, None) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => set(tree, false, flags.set, flags.clear, 0, None),
+        done => done,
+    }
 }
 
 /// The places below /proc that may be covered: per-container views of host-wide numbers (lxcfs).

@@ -112,6 +112,24 @@ fn bind_mounts_are_made_of_files_and_directories_with_their_flags() {
 }
 
 #[test]
+fn a_bind_mount_that_names_flags_has_no_others_of_its_source() {
+    let mut bundle = Bundle::new(&[
+        "sh",
+        "-c",
+        "grep -c ' /kept .*noexec' /proc/self/mountinfo; grep -c ' /own rw,relatime' /proc/self/mountinfo",
+    ]);
+    let host = bundle.directory.path().join("host");
+    std::fs::create_dir_all(&host).unwrap();
+    let flags = nix::mount::MsFlags::MS_NOEXEC | nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
+    nix::mount::mount(Some("t"), &host, Some("tmpfs"), flags, None::<&str>).unwrap();
+    push(&mut bundle.config["mounts"], json!({"destination": "/kept", "source": host, "options": ["rbind"]}));
+    push(&mut bundle.config["mounts"], json!({"destination": "/own", "source": host, "options": ["rbind", "rw"]}));
+    let ran = bundle.run();
+    nix::mount::umount(&host).unwrap();
+    assert_eq!(ran.unwrap().0, "1\n1\n");
+}
+
+#[test]
 fn recursive_read_only_reaches_the_mounts_below() {
     let mut bundle = Bundle::new(&["sh", "-c", "touch /a/sub/x 2>/dev/null && echo rw || echo ro"]);
     let host = bundle.directory.path().join("host");

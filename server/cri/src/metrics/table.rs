@@ -56,7 +56,7 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("container_network_transmit_packets_dropped_total", "Packets dropped instead of being sent", &["interface"]),
     counter("container_network_transmit_errors_total", "Packets not sent because of an error", &["interface"]),
     gauge("container_fs_inodes_free", "Free inodes of the file system", &["device"]),
-    counter("container_fs_inodes_total", "Inodes that the writable layer takes up", &["device"]),
+    gauge("container_fs_inodes_total", "Inodes that the writable layer takes up", &["device"]),
     gauge("container_fs_limit_bytes", "Size of the file system", &["device"]),
     gauge("container_fs_usage_bytes", "Bytes that the writable layer takes up", &["device"]),
     counter("container_fs_reads_bytes_total", "Bytes read by device", &["device"]),

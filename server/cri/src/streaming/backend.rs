@@ -127,6 +127,15 @@ impl Failure {
     pub fn not_found(message: impl Into<String>) -> Failure {
         Failure { code: 404, message: message.into() }
     }
+
+    /// In the words of Kubernetes' own servers, which clients show and some look for.
+    #[must_use]
+    pub(super) fn while_doing(self, what: &str) -> Failure {
+        match self.code {
+            500 => format!("Internal error occurred: error {what}: {}", self.message).into(),
+            _ => self,
+        }
+    }
 }
 
 impl<S: Into<String>> From<S> for Failure {

@@ -67,8 +67,14 @@ pub(super) async fn run(backend: &dyn Backend, request: Request, version: Versio
     let io = Io { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr, resize, gone: gone.clone() };
     let end = async {
         match request {
-            Request::Exec(exec) => backend.exec(exec, io).await,
-            Request::Attach(attach) => backend.attach(attach, io).await.map(|()| 0),
+            Request::Exec(exec) => {
+                let executed = backend.exec(exec, io).await;
+                executed.map_err(|failure| failure.while_doing("executing command in container"))
+            }
+            Request::Attach(attach) => {
+                let attached = backend.attach(attach, io).await;
+                attached.map(|()| 0).map_err(|failure| failure.while_doing("attaching to container"))
+            }
             Request::PortForward(_) => Err(Failure::from("not a command")),
         }
     };
