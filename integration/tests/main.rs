@@ -13,6 +13,7 @@ mod cri_images;
 mod cri_network;
 mod cri_node;
 mod cri_nri;
+mod cri_pull;
 mod cri_stop;
 mod cri_streaming;
 mod cri_verbose;

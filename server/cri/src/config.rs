@@ -115,7 +115,7 @@ pub struct RuntimeHandler {
     pub pause_image: bool,
     /// No pause image is pulled for this handler: it must be there.
     pub disable_pause_image_pull: bool,
-    /// `fifo` or `streaming`; empty: `fifo`.
+    /// `fifo` or `streaming`; empty: `fifo`. Both mean the same here: the shim writes the log.
     pub io_type: String,
 }
 
@@ -143,7 +143,7 @@ pub struct CniConfig {
 pub struct ImagesConfig {
     /// Snapshotter of images and containers.
     pub snapshotter: String,
-    /// Whether snapshotters are told nothing of the image a layer belongs to.
+    /// Whether snapshotters are told nothing of the image a layer belongs to, unless they are plug-ins that want it.
     pub disable_snapshot_annotations: bool,
     /// Layers are deleted once they are unpacked.
     pub discard_unpacked_layers: bool,
@@ -153,13 +153,13 @@ pub struct ImagesConfig {
     pub runtime_platforms: BTreeMap<String, RuntimePlatform>,
     /// How registries are reached.
     pub registry: RegistryConfig,
-    /// `image_decryption.key_model`: where keys of encrypted images are; only `node` is known.
+    /// `image_decryption.key_model`: where keys of encrypted images are: `node`, or nowhere.
     pub decryption_key_model: String,
     /// Layers fetched at once for one pull.
     pub max_concurrent_downloads: usize,
     /// A pull without progress for this long is given up; zero: never.
     pub image_pull_progress_timeout: Duration,
-    /// Each layer is synced to the disk.
+    /// Each layer is synced to the disk. It always is here, before the image is named.
     pub image_pull_with_sync_fs: bool,
     /// How often the disk usage of snapshots is looked at.
     pub stats_collect_period: Duration,

@@ -13,6 +13,7 @@ mod config;
 pub mod containers;
 pub mod content;
 mod core;
+mod decryption;
 pub mod diff;
 mod engine;
 mod error;

@@ -45,7 +45,7 @@ async fn an_exported_image_is_imported_unpacked_and_the_same() {
     host.engine.transfer.export(&host.scope, Box::new(file), export, ProgressSink::default()).await.unwrap();
     let other = Host::new().await;
     let file = tokio::fs::File::open(&path).await.unwrap();
-    let unpack = Unpack { platform: Platform::host(), snapshotter: String::new() };
+    let unpack = Unpack::new(Platform::host(), "");
     let every_name = ImageReference { is_prefix: true, allow_overwrite: true, ..ImageReference::default() };
     let import = Import { unpacks: vec![unpack], references: vec![every_name], ..Import::default() };
     let images =

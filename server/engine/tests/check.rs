@@ -189,7 +189,7 @@ fn layers_that_lie_elsewhere_than_in_plain_directories_are_compared_and_mended_t
     for (snapshotter, file) in [("erofs", "layer.erofs"), ("native", "bin/program")] {
         Runtime::new().unwrap().block_on(async {
             let host = Host::new().await;
-            let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.into() };
+            let unpack = Unpack::new(Platform::host(), snapshotter);
             let pull = Pull { unpacks: vec![unpack], ..common::pull(&outside.reference) };
             host.engine.transfer.pull(&host.scope, pull, ProgressSink::default()).await.unwrap();
             let check = async |mend| host.engine.check.check(Range::All, mend).await.unwrap();

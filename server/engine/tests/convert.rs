@@ -58,7 +58,7 @@ async fn each_form_unpacks_to_the_same_files_and_is_the_same_each_time() {
             let table = &layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"];
             assert_eq!(table.is_string(), form == LayerForm::Estargz, "{layer}");
         }
-        let unpack = Unpack { platform: Platform::host(), snapshotter: String::new() };
+        let unpack = Unpack::new(Platform::host(), "");
         let top = host.engine.transfer.unpack(&host.scope, &converted, &unpack, ProgressSink::default()).await.unwrap();
         assert_eq!(host.file(&top, "etc/hello").await.as_deref(), Some(&b"from below"[..]));
         assert_eq!(host.file(&top, "bin/same").await, Some(vec![7; 300_000]));

@@ -76,6 +76,36 @@ async fn a_pulled_image_is_named_unpacked_labelled_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_more_layers_are_fetched_at_once_than_asked_for() {
+    let image = (0..4).fold(Builder::new(), |b, n| b.layer().file(&format!("file-{n}"), [n], 0o644)).build();
+    let layers = &layers(&image);
+    let asked = |fake: &Fake| layers.iter().filter(|layer| fake.count(layer.hex()) > 0).count();
+    let host = Host::with(|config| config.registry.answer_timeout = Duration::from_secs(1)).await;
+    for (limit, fewest, most) in [(1, 1, 1), (2, 1, 2)] {
+        let (fake, reference) = serve(&image).await;
+        layers.iter().for_each(|layer| fake.fault(Rule::new(layer.hex(), Fault::Silence)));
+        let pull = Pull { concurrent_downloads: Some(limit), ..pull(&reference) };
+        // The first that is not answered ends it, and none that waited for its turn begins.
+        host.engine.transfer.pull(&host.scope, pull, ProgressSink::default()).await.unwrap_err();
+        assert!((fewest..=most).contains(&asked(&fake)), "{limit}: {}", asked(&fake));
+    }
+    // Without a limit none waits for another.
+    let host = Host::new().await;
+    let (fake, reference) = serve(&image).await;
+    layers.iter().for_each(|layer| fake.fault(Rule::new(layer.hex(), Fault::Silence)));
+    let pull = Pull { concurrent_downloads: Some(usize::MAX), ..pull(&reference) };
+    let all = async {
+        while asked(&fake) < layers.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        pulled = host.engine.transfer.pull(&host.scope, pull, ProgressSink::default()) => panic!("{pulled:?}"),
+        all = tokio::time::timeout(Duration::from_secs(20), all) => all.expect("all layers are asked for within 20 s"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_image_leaves_nothing() {
     let (host, image) = (Host::new().await, two_layers());
     let (_fake, reference) = serve(&image).await;
@@ -364,7 +394,7 @@ async fn an_image_can_be_unpacked_later_and_tagged() {
     let pulled = host.engine.transfer.pull(&host.scope, only_fetch, ProgressSink::default()).await.unwrap();
     assert!(host.snapshots().await.is_empty());
     for snapshotter in ["native", "overlayfs"] {
-        let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.into() };
+        let unpack = Unpack::new(Platform::host(), snapshotter);
         let top = host.engine.transfer.unpack(&host.scope, &pulled, &unpack, ProgressSink::default()).await.unwrap();
         host.engine.gc.collect().await.unwrap();
         let snapshot = host.engine.snapshots.stat(&host.scope, snapshotter, &top).await.unwrap();

@@ -59,7 +59,7 @@ async fn look<T>(host: &Host, snapshotter: &str, top: &str, look: impl FnOnce(&s
 }
 
 async fn pull_by(host: &Host, reference: &Reference, snapshotter: &str) -> gantry_engine::Result<()> {
-    let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.into() };
+    let unpack = Unpack::new(Platform::host(), snapshotter);
     let pull = gantry_engine::transfer::Pull { unpacks: vec![unpack], ..pull(reference) };
     host.engine.transfer.pull(&host.scope, pull, ProgressSink::default()).await.map(drop)
 }

@@ -11,6 +11,9 @@ use super::{MANAGED, PINNED};
 use crate::config::ImagesConfig;
 use crate::{Cri, Error, Result};
 
+/// The only `image_decryption.key_model` there is: programs on the node find the keys.
+const KEYS_OF_THE_NODE: &str = "node";
+
 impl Cri {
     /// Pulls an image; gives its id.
     pub(crate) async fn pull_image(&self, request: wire::PullImageRequest) -> Result<String> {
@@ -27,7 +30,7 @@ impl Cri {
             unpacks: vec![unpack],
             discard_layers: self.config.images.discard_unpacked_layers,
             access: self.registries.access(credential),
-            concurrent_downloads: self.downloads(),
+            concurrent_downloads: downloads(self.config.images.max_concurrent_downloads),
             ..Pull::new(reference.clone())
         };
         let failed = || Error::at(format!("failed to pull and unpack image {name:?}"));
@@ -43,16 +46,6 @@ impl Cri {
         Ok(facts.id.to_string())
     }
 
-    /// How many layers of an image are fetched at once: containerd's default leaves it to the engine, 0 is no limit.
-    fn downloads(&self) -> Option<usize> {
-        let images = &self.config.images;
-        let wanted = images.max_concurrent_downloads;
-        (wanted != ImagesConfig::default().max_concurrent_downloads).then_some(match wanted {
-            0 => usize::MAX,
-            wanted => wanted,
-        })
-    }
-
     /// Labels of an image with one of these names.
     fn labels_of(&self, names: &[&str]) -> Labels {
         let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
@@ -61,11 +54,15 @@ impl Cri {
         [Some(pair(MANAGED)), pinned.then(|| pair(PINNED))].into_iter().flatten().collect()
     }
 
-    /// Platform and snapshotter of a runtime handler.
+    /// How an image is unpacked for a runtime handler.
     pub(crate) fn unpack_for(&self, handler: &str) -> Unpack {
         let platform = self.config.images.runtime_platforms.get(handler);
         let wanted = platform.and_then(|p| p.platform.parse::<Platform>().ok()).unwrap_or_else(Platform::host);
-        Unpack { platform: wanted, snapshotter: self.snapshotter_of(handler) }
+        Unpack {
+            annotate: !self.config.images.disable_snapshot_annotations,
+            decrypt: self.config.images.decryption_key_model == KEYS_OF_THE_NODE,
+            ..Unpack::new(wanted, self.snapshotter_of(handler))
+        }
     }
 
     /// Name of a runtime handler's snapshotter; empty for the engine's default one.
@@ -77,6 +74,14 @@ impl Cri {
         let there = self.engine.snapshots.snapshotter(name).is_ok();
         if there { name.to_owned() } else { String::new() }
     }
+}
+
+/// How many layers of an image are fetched at once: containerd's default leaves it to the engine, 0 is no limit.
+fn downloads(wanted: usize) -> Option<usize> {
+    (wanted != ImagesConfig::default().max_concurrent_downloads).then_some(match wanted {
+        0 => usize::MAX,
+        wanted => wanted,
+    })
 }
 
 /// Host and credential of a call; none where it brings none, or one for another registry.
@@ -126,6 +131,11 @@ mod tests {
         }
         let docker: Reference = "docker.io/library/a:1".parse().unwrap();
         assert!(credential(Some(&auth("https://index.docker.io/v1/")), &docker).unwrap().is_some());
+    }
+
+    #[test]
+    fn containerds_default_of_downloads_is_the_engines_and_none_is_no_limit() {
+        assert_eq!([3, 0, 1, 8].map(downloads), [None, Some(usize::MAX), Some(1), Some(8)]);
     }
 
     #[test]

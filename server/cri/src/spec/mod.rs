@@ -20,6 +20,7 @@ pub(crate) use container::{Plan, options_of, security_of};
 pub(crate) use mounts::{ImageVolume, Volumes, check as mounts_check};
 pub(crate) use user::{Accounts, Identity, identity};
 
+use crate::config::RuntimeConfig;
 use crate::creations::new_id;
 use crate::{Cri, Error, Result};
 
@@ -143,16 +144,10 @@ impl Cri {
         if runtime.disable_cgroup {
             return Ok(Limits::default());
         }
-        if limits.hugepages.is_empty() || (!runtime.disable_hugetlb_controller && self.cgroups.has("hugetlb")) {
-            return Ok(limits);
+        if !limits.hugepages.is_empty() && !huge_pages_count(field, runtime, self.cgroups.has("hugetlb"))? {
+            tracing::debug!("limits of huge pages are ignored");
+            limits.hugepages.clear();
         }
-        if !runtime.disable_hugetlb_controller && !runtime.tolerate_missing_hugetlb_controller {
-            let reason = "this node has no cgroup controller `hugetlb`; `tolerate_missing_hugetlb_controller = true` \
-                          ignores such limits";
-            return Err(Error::invalid(format!("{field}.hugepage_limits"), reason));
-        }
-        tracing::debug!("limits of huge pages are ignored");
-        limits.hugepages.clear();
         Ok(limits)
     }
 
@@ -213,6 +208,19 @@ fn level(id: &str, range: u32) -> String {
     format!("s0:c{},c{}", one.min(other), one.max(other))
 }
 
+/// Whether limits of huge pages are set, on a node that has the controller for them or not.
+fn huge_pages_count(field: &str, runtime: &RuntimeConfig, there: bool) -> Result<bool> {
+    if runtime.disable_hugetlb_controller || there {
+        return Ok(!runtime.disable_hugetlb_controller);
+    }
+    if runtime.tolerate_missing_hugetlb_controller {
+        return Ok(false);
+    }
+    let reason = "this node has no cgroup controller `hugetlb`; `tolerate_missing_hugetlb_controller = true` ignores \
+                  such limits";
+    Err(Error::invalid(format!("{field}.hugepage_limits"), reason))
+}
+
 /// Our own score, and whether a lower one can be had.
 fn own_score() -> (i32, bool) {
     static OWN: OnceLock<(i32, bool)> = OnceLock::new();
@@ -253,6 +261,24 @@ mod tests {
                 assert!(one < other && other < range.max(2), "{level} of {range}");
             }
         }
+    }
+
+    #[test]
+    fn limits_of_huge_pages_count_where_the_node_has_them_and_are_refused_where_a_lack_is_not_tolerated() {
+        let counts = |disabled, tolerant, there| {
+            let runtime = RuntimeConfig {
+                disable_hugetlb_controller: disabled,
+                tolerate_missing_hugetlb_controller: tolerant,
+                ..RuntimeConfig::default()
+            };
+            huge_pages_count("r", &runtime, there).map_err(|error| error.to_string())
+        };
+        assert_eq!(counts(false, false, true), Ok(true));
+        assert_eq!(counts(false, true, false), Ok(false));
+        assert_eq!(counts(true, false, true), Ok(false));
+        assert_eq!(counts(true, false, false), Ok(false));
+        let refused = counts(false, false, false).unwrap_err();
+        assert!(refused.contains("r.hugepage_limits") && refused.contains("tolerate_missing"), "{refused}");
     }
 
     #[test]

@@ -53,6 +53,14 @@ section! {
     check |config, node, report| check(config, node, report)
 }
 
+fn check_images(config: &ImagesConfig, node: &Node, report: &mut Report) {
+    if !["", "node"].contains(&config.decryption_key_model.as_str()) {
+        let found = node.table().and_then(|table| tree::get(table, &["image_decryption", "key_model"]));
+        let text = "`image_decryption.key_model` is known as `node` alone: no encrypted image will be opened";
+        report.notice(&found.unwrap_or(node).place, text);
+    }
+}
+
 fn check(config: &RuntimeConfig, node: &Node, report: &mut Report) {
     let at = |path: &[&str]| node.table().and_then(|table| tree::get(table, path)).unwrap_or(node).place.clone();
     let name = &config.default_runtime_name;
@@ -69,6 +77,11 @@ fn check(config: &RuntimeConfig, node: &Node, report: &mut Report) {
         }
         if !["", "fifo", "streaming"].contains(&runtime.io_type.as_str()) {
             report.mistake(&place, "`io_type` must be fifo or streaming");
+        }
+        if runtime.io_type == "streaming" {
+            let text = "`io_type = 'streaming'` has no effect here: what a container writes goes from its shim into its \
+                        log, and executions have pipes";
+            report.notice(&place, text);
         }
     }
 }
@@ -124,6 +137,7 @@ section! {
     ignored {
         ["concurrent_layer_fetch_buffer"] => "big layers are fetched in parts anyway",
     }
+    check |config, node, report| check_images(config, node, report)
 }
 
 section! {

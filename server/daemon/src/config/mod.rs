@@ -11,6 +11,7 @@ mod cri;
 mod disk;
 mod load;
 mod migrate;
+mod processors;
 mod report;
 mod schema;
 mod setting;
@@ -271,7 +272,7 @@ impl Default for Config {
             gc: engine.gc,
             restore_timeout: engine.restore_timeout,
             proxy_plugins: BTreeMap::new(),
-            stream_processors: BTreeMap::new(),
+            stream_processors: processors::default(),
             snapshotters: engine.snapshotters,
             differs: engine.differs,
             image_verifier: gantry_engine::ImageVerifier::default(),

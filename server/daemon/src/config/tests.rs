@@ -85,6 +85,17 @@ fn what_means_nothing_here_is_named_with_the_reason_unless_it_says_nothing() {
 }
 
 #[test]
+fn what_matters_to_other_shims_and_keys_alone_is_said() {
+    let text = "[plugins.'io.containerd.cri.v1.images'.image_decryption]\nkey_model = 'cloud'\n\
+                [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.vm]\n\
+                runtime_type = 'io.containerd.kata.v2'\nio_type = 'streaming'\n";
+    let (_, notices) = parse(text).unwrap();
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    assert!(notices[0].contains("no encrypted image will be opened"), "{notices:?}");
+    assert!(notices[1].contains("`io_type = 'streaming'` has no effect here: "), "{notices:?}");
+}
+
+#[test]
 fn all_mistakes_are_told_at_once() {
     let text = "version = 9\nroot = 'relative'\noom_score = 2000\ndisabled_plugins = ['cri']\n[debug]\nlevel = 'loud'\n\
                 [proxy_plugins.x]\ntype = 'snapshoter'\n[gantry]\ndrain = 5\n";
@@ -143,6 +154,8 @@ fn plug_ins_processors_collector_and_snapshotters_reach_the_engine() {
     assert_eq!((far.kind, far.address.as_path()), (ProxyKind::Snapshot, Path::new("/run/far.sock")));
     assert_eq!((far.capabilities[0].as_str(), far.exports["root"].as_str()), ("rebase", "/far"));
     assert_eq!(engine.stream_processors["dec"].args, ["-x"]);
+    let decoder = &engine.stream_processors["io.containerd.ocicrypt.decoder.v1.tar.gzip"];
+    assert_eq!(decoder.accepts, ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]);
     assert_eq!((engine.gc.pause_threshold, engine.gc.deletion_threshold), (0.1, 5));
     assert_eq!(engine.gc.schedule_delay, gantry_engine::GcConfig::default().schedule_delay);
     assert_eq!(engine.snapshotters.disabled, ["native"]);

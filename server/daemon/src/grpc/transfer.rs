@@ -244,9 +244,9 @@ fn platforms(platforms: Vec<types::Platform>) -> Vec<Platform> {
 }
 
 fn unpacks(store: &ImageStore) -> Vec<Unpack> {
-    let unpack = |wanted: &types::transfer::UnpackConfiguration| Unpack {
-        platform: wanted.platform.clone().map_or_else(Platform::host, platform_from_wire),
-        snapshotter: wanted.snapshotter.clone(),
+    let unpack = |wanted: &types::transfer::UnpackConfiguration| {
+        let platform = wanted.platform.clone().map_or_else(Platform::host, platform_from_wire);
+        Unpack::new(platform, &wanted.snapshotter)
     };
     store.unpacks.iter().map(unpack).collect()
 }

@@ -15,7 +15,7 @@ use super::{Check, Finding, Outcome, own};
 use crate::diff::{Job, is_erofs};
 use crate::leases::unique;
 use crate::place::{Below, needs_lower};
-use crate::{Error, Result, processors, restore};
+use crate::{Error, Result, decryption, processors, restore};
 
 /// Mends what can be mended; says what became of each.
 pub(super) async fn all(check: &Check, broken: Vec<Broken>) -> Vec<Finding> {
@@ -218,7 +218,7 @@ pub(super) async fn unpack(
         Ok(Job {
             ended: CancellationToken::new(),
             digest: descriptor.digest.clone(),
-            recipe: processors::recipe(&check.core.config, &descriptor.media_type, &BTreeMap::new())?,
+            recipe: processors::recipe(&check.core.config, &descriptor.media_type, &decryption::payloads(descriptor))?,
             native: is_erofs(&descriptor.media_type),
             deadline: None,
             limits: check.core.config.unpack,

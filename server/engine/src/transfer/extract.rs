@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gantry_layer::Control;
 use gantry_metadata::Resource;
-use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
+use gantry_types::{Any, Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,7 @@ impl<'a> One<'a> {
     /// Unpacks the layer unless its snapshot is there; says whether there was something to do. With `below` the layer
     /// below is being unpacked at the same time, and this says when it is committed.
     pub(super) async fn unpack(&self, layer: Layer, below: Option<watch::Receiver<bool>>) -> Result<bool> {
-        let Layer { descriptor, diff_id, source, told } = layer;
+        let Layer { descriptor, diff_id, source, told, payloads } = layer;
         let (asked, fetched) = arrival(source).await?;
         let key = format!("{}/{}/{}", self.scope.namespace, self.snapshotter, self.chain_id);
         self.settled().await?;
@@ -60,7 +60,7 @@ impl<'a> One<'a> {
         }
         let mut labels = self.labels(&diff_id);
         labels.extend(told);
-        let what = What { descriptor: &descriptor, diff_id: &diff_id, labels };
+        let what = What { descriptor: &descriptor, diff_id: &diff_id, labels, payloads };
         let filled = match self.fill(&what, asked, &fetched, below.is_some()).await {
             Err(error) if needs_lower(&error) && below.is_some() => None,
             filled => Some(filled?),
@@ -173,7 +173,7 @@ impl<'a> One<'a> {
                 return Ok(None);
             };
             self.report.blob("extracting", what.descriptor, 0);
-            match differ.apply(self.scope, what.descriptor, mounts, &BTreeMap::new(), false).await {
+            match differ.apply(self.scope, what.descriptor, mounts, &what.payloads, false).await {
                 Err(error) if error.kind() == ErrorKind::Unimplemented => refused = Some(error),
                 applied => {
                     let applied = applied?;
@@ -243,7 +243,7 @@ impl<'a> One<'a> {
         let job = Job {
             ended,
             digest: descriptor.digest.clone(),
-            recipe: processors::recipe(&self.transfer.core.config, &descriptor.media_type, &BTreeMap::new())?,
+            recipe: processors::recipe(&self.transfer.core.config, &descriptor.media_type, &what.payloads)?,
             native: is_erofs(&descriptor.media_type),
             deadline: self.scope.deadline,
             limits: self.transfer.core.config.unpack,
@@ -287,6 +287,7 @@ struct What<'a> {
     descriptor: &'a Descriptor,
     diff_id: &'a Digest,
     labels: Labels,
+    payloads: BTreeMap<String, Any>,
 }
 
 impl What<'_> {

@@ -119,6 +119,8 @@ impl Fetch<'_> {
         let registry = &self.transfer.core.registry.get();
         let mut host = String::new();
         if offset < descriptor.size {
+            // Who watches over progress is to know from when on bytes are awaited.
+            self.report.blob("downloading", descriptor, offset);
             let fetching = registry.fetch(self.reference, descriptor, offset, self.access);
             let mut bytes = self.stop.run_until_cancelled(fetching).await.ok_or(STOPPED)??;
             host = bytes.host().to_owned();

@@ -2,7 +2,7 @@
 //! image's layers need not be fetched because of it.
 
 use gantry_metadata::Resource;
-use gantry_types::{ErrorKind, HasKind, Labels, Reference, Scope, labels};
+use gantry_types::{Digest, ErrorKind, HasKind, Labels, Scope, labels};
 
 use super::Transfer;
 use super::manifest::Manifest;
@@ -19,12 +19,12 @@ const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 const WANTED: &str = "enable_remote_snapshot_annotations";
 
 /// What a snapshotter is told of each layer of an image that comes from `reference`.
-pub(super) fn told(reference: &Reference, manifest_digest: &str, manifest: &Manifest) -> Vec<Labels> {
+fn told(reference: &str, manifest_digest: &Digest, manifest: &Manifest) -> Vec<Labels> {
     let digests: Vec<&str> = manifest.layers.iter().map(|layer| layer.digest.as_str()).collect();
     let of_layer = |number: usize| {
         let all = [
-            (IMAGE, reference.to_string()),
-            (MANIFEST, manifest_digest.to_owned()),
+            (IMAGE, reference.to_owned()),
+            (MANIFEST, manifest_digest.to_string()),
             (LAYER, digests[number].to_owned()),
             (LAYERS, as_many_as_fit(&digests[number..])),
         ];
@@ -44,6 +44,14 @@ fn as_many_as_fit(digests: &[&str]) -> String {
         text = longer;
     }
     text
+}
+
+impl Stack {
+    /// Has the snapshotter be told where the layers come from.
+    pub(super) fn tell(&mut self, reference: &str, manifest_digest: &Digest, manifest: &Manifest) {
+        let told = told(reference, manifest_digest, manifest);
+        self.layers.iter_mut().zip(told).for_each(|(layer, told)| layer.told = told);
+    }
 }
 
 impl Transfer {

@@ -16,7 +16,7 @@ mod unpack;
 
 use std::sync::Arc;
 
-use gantry_types::{Descriptor, Labels, Platform, Reference, Scope, media_type};
+use gantry_types::{Descriptor, Digest, Labels, Platform, Reference, Scope, media_type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -93,6 +93,18 @@ pub struct Unpack {
     pub platform: Platform,
     /// By which snapshotter; empty for the default one.
     pub snapshotter: String,
+    /// Whether every snapshotter is told which image a layer belongs to; else only one of another process is that wants
+    /// to be.
+    pub annotate: bool,
+    /// Whether imgcrypt's programs, as stream processors, are told how an encrypted layer's key is found.
+    pub decrypt: bool,
+}
+
+impl Unpack {
+    /// An unpacking that tells nobody more than needed.
+    pub fn new(platform: Platform, snapshotter: impl Into<String>) -> Unpack {
+        Unpack { platform, snapshotter: snapshotter.into(), annotate: false, decrypt: false }
+    }
 }
 
 /// What to pull and under which name to keep it.
@@ -130,7 +142,7 @@ impl Pull {
             platforms: vec![Platform::host()],
             manifest_limit: 1,
             all_metadata: false,
-            unpacks: vec![Unpack { platform: Platform::host(), snapshotter: String::new() }],
+            unpacks: vec![Unpack::new(Platform::host(), "")],
             discard_layers: false,
             access: Access::default(),
             concurrent_downloads: None,
@@ -369,7 +381,7 @@ impl Transfer {
     /// # Errors
     /// `NotFound` for a platform it does not have, or a blob that is not here.
     pub async fn config_of(&self, scope: &Scope, target: &Descriptor, platform: &Platform) -> Result<Descriptor> {
-        Ok(find_manifest(self, scope, target, platform).await?.config)
+        Ok(find_manifest(self, scope, target, platform).await?.1.config)
     }
 
     /// Gives an image another name; with `force` over one that is there.
@@ -396,28 +408,31 @@ const UNPACK_LEASE: std::time::Duration = std::time::Duration::from_secs(24 * 36
 /// Unpacks the image of `unpack`'s platform from content.
 async fn unpack_stored(t: &Transfer, scope: &Scope, image: &Image, unpack: &Unpack, report: &Report) -> Result<String> {
     let unpack = Unpack { snapshotter: or_default(t, unpack), ..unpack.clone() };
-    let manifest = find_manifest(t, scope, &image.target, &unpack.platform).await?;
+    let (digest, manifest) = find_manifest(t, scope, &image.target, &unpack.platform).await?;
     let config = manifest::read_config(&t.content, scope, &manifest.config).await?;
     manifest.layers.iter().for_each(|layer| report.belongs(layer, report::name_of(&image.target)));
     let sources = manifest.layers.iter().map(|_| unpack::Source::Stored);
-    let stack = t.stack_of(&manifest, Some(&config), &unpack, sources)?;
+    let mut stack = t.stack_of(&manifest, Some(&config), &unpack, sources)?;
+    if unpack.annotate {
+        stack.tell(&image.name, &digest, &manifest);
+    }
     let top = t.unpack_stack(scope, stack, report).await?;
     t.mark_unpacked(scope, &manifest, Some(&config), &unpack, &top).await?;
     Ok(top.to_string())
 }
 
-/// The manifest for a platform, below an index or at once.
+/// The manifest for a platform, below an index or at once, and its digest.
 pub(crate) async fn find_manifest(
     t: &Transfer,
     scope: &Scope,
     root: &Descriptor,
     platform: &Platform,
-) -> Result<manifest::Manifest> {
+) -> Result<(Digest, manifest::Manifest)> {
     let missing = || Error::not_found("manifest for platform", platform.to_string());
     let mut next = root.clone();
     for _ in 0..=manifest::MAX_DEPTH {
         match manifest::read(&t.content, scope, &next).await?.ok_or_else(missing)? {
-            manifest::Document::Manifest(manifest) => return Ok(*manifest),
+            manifest::Document::Manifest(manifest) => return Ok((next.digest, *manifest)),
             manifest::Document::Index(index) => {
                 let chosen = manifest::choose(&index.manifests, std::slice::from_ref(platform), 1);
                 next = chosen.into_iter().next().ok_or_else(missing)?;

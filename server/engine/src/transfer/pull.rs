@@ -1,6 +1,6 @@
 //! Pulling an image: resolve, fetch, verify and unpack as one pipeline, under one lease; the image's name comes last.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
@@ -10,7 +10,6 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::{Fetch, ingest};
-use super::lazy;
 use super::manifest::{self, Document, ImageConfig, MAX_DEPTH, Manifest};
 use super::report::{Report, name_of};
 use super::unpack::{Asked, Layer, Source, Stack};
@@ -18,7 +17,7 @@ use super::{ProgressSink, Pull, Transfer, Unpack};
 use crate::content::is_present;
 use crate::images::Image;
 use crate::ops::Entry;
-use crate::{Error, Result};
+use crate::{Error, Result, decryption};
 
 /// Longest a pull can hold its lease; a longer one would lose what it has got so far.
 const LEASE: Duration = Duration::from_secs(24 * 3600);
@@ -194,7 +193,8 @@ impl One<'_> {
         let mut asking: Vec<Option<oneshot::Sender<Asked>>> = layers.iter().map(|_| None).collect();
         let mut stacks = Vec::new();
         for unpack in &unpacks {
-            stacks.push(self.stack(single, unpack, &fetched)?);
+            let sources = fetched.iter().map(|fetched| Source::Fetched(fetched.clone()));
+            stacks.push(self.stack(single, unpack, sources)?);
         }
         let present = self.present(&mut stacks).await?;
         // What comes can be unpacked by one snapshotter meanwhile.
@@ -248,7 +248,7 @@ impl One<'_> {
     /// After a layer came whole only at the second try: unpacks from content.
     async fn unpack_again(&self, single: &Single, unpacks: &[Unpack]) -> Result<Vec<gantry_types::Digest>> {
         let stored = || single.manifest.layers.iter().map(|_| Source::Stored);
-        let stack = |unpack| self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, stored());
+        let stack = |unpack| self.stack(single, unpack, stored());
         let stacks = unpacks.iter().map(stack).collect::<Result<Vec<_>>>()?;
         try_join_all(stacks.into_iter().map(|stack| self.t.unpack_stack(self.scope, stack, self.report))).await
     }
@@ -270,12 +270,10 @@ impl One<'_> {
         Ok(())
     }
 
-    fn stack(&self, single: &Single, unpack: &Unpack, fetched: &[watch::Receiver<bool>]) -> Result<Stack> {
-        let sources = fetched.iter().map(|fetched| Source::Fetched(fetched.clone()));
+    fn stack(&self, single: &Single, unpack: &Unpack, sources: impl Iterator<Item = Source>) -> Result<Stack> {
         let mut stack = self.t.stack_of(&single.manifest, single.config.as_ref(), unpack, sources)?;
-        if self.t.is_told(&stack.snapshotter) {
-            let told = lazy::told(&self.pull.reference, single.digest.as_str(), &single.manifest);
-            stack.layers.iter_mut().zip(told).for_each(|(layer, told)| layer.told = told);
+        if unpack.annotate || self.t.is_told(&stack.snapshotter) {
+            stack.tell(&self.pull.reference.to_string(), &single.digest, &single.manifest);
         }
         Ok(stack)
     }
@@ -401,6 +399,7 @@ impl Transfer {
             diff_id: diff_id.clone(),
             source,
             told: Labels::new(),
+            payloads: if unpack.decrypt { decryption::payloads(descriptor) } else { BTreeMap::new() },
         });
         let (snapshotter, differs) = (unpack.snapshotter.clone(), super::differs_for(self, unpack)?);
         Ok(Stack { snapshotter, differs, layers: layers.collect() })

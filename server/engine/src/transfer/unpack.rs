@@ -13,11 +13,11 @@
 //! A layer that needs those below it (a directory that only its files name, a hard link to a lower file) is unpacked
 //! again when they are there. Other snapshotters get one layer after the other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
-use gantry_types::{Descriptor, Digest, Labels, Scope};
+use gantry_types::{Any, Descriptor, Digest, Labels, Scope};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ pub(super) struct Layer {
     pub(super) source: Source,
     /// What a snapshotter of another process is told of it.
     pub(super) told: Labels,
+    /// What stream processors are told of it, by their names.
+    pub(super) payloads: BTreeMap<String, Any>,
 }
 
 /// How the bytes of a layer come.

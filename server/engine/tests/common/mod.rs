@@ -122,7 +122,7 @@ pub fn target_dir() -> PathBuf {
 
 pub fn pull(reference: &gantry_types::Reference) -> Pull {
     Pull {
-        unpacks: vec![Unpack { platform: Platform::host(), snapshotter: String::new() }],
+        unpacks: vec![Unpack::new(Platform::host(), "")],
         access: Access::anonymous(),
         ..Pull::new(reference.clone())
     }
