@@ -66,9 +66,14 @@ func put(ctx context.Context, c *grpc.ClientConn, reference string, blob []byte,
 			return "", fmt.Errorf("wrote %d bytes at %d, and the daemon says %d", len(data), offset, answer.Offset)
 		}
 	}
-	answer, err := say(&content.WriteContentRequest{
+	commit := &content.WriteContentRequest{
 		Action: content.WriteAction_COMMIT, Total: total, Offset: total, Expected: expected.String(),
-	})
+	}
+	if expected != "" {
+		// One that is asked for by its name is wanted again; no collection takes it.
+		commit.Labels = map[string]string{"containerd.io/gc.root": "load"}
+	}
+	answer, err := say(commit)
 	if err == nil && expected != "" && answer.Digest != expected.String() {
 		err = fmt.Errorf("the daemon calls %s what is %s", answer.Digest, expected)
 	}
