@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use gantry_integration::lab::{our_binary, peer_binary};
+use gantry_integration::images::busybox_root;
+use gantry_integration::lab::{our_binary, peer_binary, run};
 use gantry_integration::{Lab, Outcome};
+use serde_json::{Value, json};
 
 /// What runc passes and we do not: the test, words of the check, and why.
 const DIFFERENT: &[(&str, &str, &str)] = &[
@@ -96,4 +98,62 @@ fn what_runc_passes_of_the_validation_we_pass() {
     let missing = tests.iter().flat_map(|test| validation.missing(test, &mut seen)).collect::<Vec<_>>();
     assert!(seen > 100, "runc passes next to nothing: {seen}");
     assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// What `events --stats` of a runtime says of a container that sleeps.
+fn figures(lab: &Lab, bundle: &Path, runtime: &Path, side: &str) -> Value {
+    let (id, root) = (lab.id(side), lab.path(&format!("state-{side}")));
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&config).expect("read the bundle")).expect("JSON");
+    spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+    std::fs::write(&config, spec.to_string()).expect("write the bundle");
+    let call = |args: &[&str]| {
+        let mut command = Command::new(runtime);
+        command.arg("--root").arg(&root).args(args).current_dir(bundle);
+        Outcome::of(command, Duration::from_secs(30))
+    };
+    call(&["run", "--detach", &id]).ok();
+    let told = call(&["events", "--stats", &id]);
+    call(&["delete", "--force", &id]).ok();
+    let document: Value = serde_json::from_str(told.ok()).expect("a document");
+    assert_eq!((&document["type"], &document["id"]), (&json!("stats"), &json!(id)));
+    document["data"].clone()
+}
+
+/// The names in a document that `theirs` has and `ours` has not.
+fn names_missing(theirs: &Value, ours: &Value, place: &str, missing: &mut Vec<String>) {
+    let Some(members) = theirs.as_object() else { return };
+    for (name, value) in members {
+        let place = format!("{place}/{name}");
+        // What is left out, and the kernel's own names.
+        const LEFT: &[&str] = &["/cpuset", "/cpu/usage/percpu_kernel", "/cpu/usage/percpu_user", "/memory/raw"];
+        if LEFT.contains(&place.as_str()) {
+            continue;
+        }
+        match ours.get(name) {
+            None => missing.push(place),
+            Some(own) => names_missing(value, own, &place, missing),
+        }
+    }
+}
+
+#[test]
+fn events_tell_under_runcs_names_what_a_container_uses() {
+    let lab = Lab::new();
+    let bundle = lab.path("bundle");
+    std::fs::create_dir(&bundle).expect("make a directory");
+    let (runc, ours) = (peer_binary("runc"), our_binary("gantry-runtime"));
+    run(&runc.to_string_lossy(), &["spec", "--bundle", &bundle.to_string_lossy()]);
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&config).expect("read a bundle")).expect("JSON");
+    spec["root"]["path"] = json!(busybox_root(&lab));
+    spec["process"]["terminal"] = json!(false);
+    spec["process"]["args"] = json!(["sleep", "1000"]);
+    std::fs::write(&config, spec.to_string()).expect("write a bundle");
+    let (theirs, ours) = (figures(&lab, &bundle, &runc, "theirs"), figures(&lab, &bundle, &ours, "ours"));
+    let mut missing = Vec::new();
+    names_missing(&theirs, &ours, "", &mut missing);
+    assert!(missing.is_empty(), "{missing:?}\ntheirs: {theirs}\nours: {ours}");
+    assert!(ours["cpu"]["usage"]["total"].as_u64().is_some_and(|total| total > 0), "{ours}");
+    assert_eq!(ours["pids"]["current"], theirs["pids"]["current"]);
 }

@@ -13,7 +13,7 @@ use crate::exec::{self, Entrance};
 use crate::hooks;
 use crate::namespaces;
 use crate::process::executable_error;
-use crate::rdt::Group;
+use crate::rdt::{Group, RdtFigures};
 use crate::seccomp::Program;
 use crate::spec::{ConsoleSize, IntelRdt, Process, Resources, Spec, State};
 use crate::state::{self, Record};
@@ -403,6 +403,14 @@ impl Container {
     /// What the container has used.
     pub fn stats(&self) -> Result<Stats> {
         self.record.cgroup.stats()
+    }
+
+    /// What its group in resctrl has and was seen to use; none without Intel RDT.
+    ///
+    /// # Errors
+    /// [`Error::File`] where resctrl does not answer.
+    pub fn rdt(&self) -> Result<Option<RdtFigures>> {
+        self.record.rdt.as_ref().map(Group::figures).transpose()
     }
 
     /// Watches for kills for lack of memory.

@@ -38,6 +38,7 @@ pub use container::{
 pub use criu::{CgroupMode, CriuOptions};
 pub use error::{Error, Result};
 pub use features::features;
+pub use rdt::RdtFigures;
 pub use spec::{Process, Resources, Spec, State};
 pub use state::start_time;
 pub use stats::Stats;

@@ -108,6 +108,65 @@ impl Group {
         }
     }
 
+    /// What the group has, and was seen to use.
+    ///
+    /// # Errors
+    /// [`Error::File`] where a file of the group cannot be read.
+    pub(crate) fn figures(&self) -> Result<RdtFigures> {
+        let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|source| Error::file("read", &path, source));
+        let line = |schemata: &str, resource: &str| {
+            let found = schemata.lines().map(str::trim).rfind(|line| line.starts_with(resource));
+            found.unwrap_or_default().to_owned()
+        };
+        let (everybody, own) = (read(self.root.join("schemata"))?, read(self.path.join("schemata"))?);
+        let mut figures = RdtFigures { schemata: own.lines().map(str::to_owned).collect(), ..RdtFigures::default() };
+        let info = |resource: &str| Some(self.root.join("info").join(resource)).filter(|path| path.exists());
+        if let Some(info) = info("L3") {
+            figures.l3_cache_info = Some(L3CacheInfo {
+                cbm_mask: read(info.join("cbm_mask"))?.trim().to_owned(),
+                min_cbm_bits: number(&info.join("min_cbm_bits"))?,
+                num_closids: number(&info.join("num_closids"))?,
+            });
+            (figures.l3_cache_schema_root, figures.l3_cache_schema) = (line(&everybody, "L3"), line(&own, "L3"));
+        }
+        if let Some(info) = info("MB") {
+            figures.mem_bw_info = Some(MemBwInfo {
+                bandwidth_gran: number(&info.join("bandwidth_gran"))?,
+                delay_linear: number(&info.join("delay_linear"))?,
+                min_bandwidth: number(&info.join("min_bandwidth"))?,
+                num_closids: number(&info.join("num_closids"))?,
+            });
+            (figures.mem_bw_schema_root, figures.mem_bw_schema) = (line(&everybody, "MB"), line(&own, "MB"));
+        }
+        if let Some(info) = info("L3_MON") {
+            self.monitored(&read(info.join("mon_features"))?, &mut figures)?;
+        }
+        Ok(figures)
+    }
+
+    /// What was seen, one directory a cache domain.
+    fn monitored(&self, features: &str, figures: &mut RdtFigures) -> Result<()> {
+        let has = |name: &str| features.lines().any(|feature| feature.trim() == name);
+        let data = self.monitoring.as_ref().unwrap_or(&self.path).join("mon_data");
+        let listed = std::fs::read_dir(&data).map_err(|source| Error::file("list", &data, source))?;
+        let mut domains: Vec<PathBuf> =
+            listed.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        domains.sort();
+        let of = |domain: &Path, name: &str| if has(name) { number(&domain.join(name)) } else { Ok(0) };
+        for domain in domains {
+            if has("mbm_total_bytes") || has("mbm_local_bytes") {
+                figures.mbm_stats.push(MbmStats {
+                    mbm_total_bytes: of(&domain, "mbm_total_bytes")?,
+                    mbm_local_bytes: of(&domain, "mbm_local_bytes")?,
+                });
+            }
+            if has("llc_occupancy") {
+                figures.cmt_stats.push(CmtStats { llc_occupancy: of(&domain, "llc_occupancy")? });
+            }
+        }
+        Ok(())
+    }
+
     fn make_directory(&self, path: &Path) -> Result<()> {
         match std::fs::create_dir(path) {
             Err(source) if source.kind() != ErrorKind::AlreadyExists => Err(self.explain("make", path, source)),
@@ -130,6 +189,73 @@ impl Group {
             }
         }
     }
+}
+
+/// What a group has and was seen to use, under the names of runc's documents.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct RdtFigures {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l3_cache_info: Option<L3CacheInfo>,
+    /// The schemata of the system, and those of the group.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub l3_cache_schema_root: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub l3_cache_schema: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_bw_info: Option<MemBwInfo>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mem_bw_schema_root: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mem_bw_schema: String,
+    /// All lines of the group.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schemata: Vec<String>,
+    /// A cache domain each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mbm_stats: Vec<MbmStats>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cmt_stats: Vec<CmtStats>,
+}
+
+/// `info/L3`.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct L3CacheInfo {
+    pub cbm_mask: String,
+    pub min_cbm_bits: u64,
+    pub num_closids: u64,
+}
+
+/// `info/MB`.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct MemBwInfo {
+    pub bandwidth_gran: u64,
+    pub delay_linear: u64,
+    pub min_bandwidth: u64,
+    pub num_closids: u64,
+}
+
+/// Memory bandwidth that was seen, bytes.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct MbmStats {
+    pub mbm_total_bytes: u64,
+    pub mbm_local_bytes: u64,
+}
+
+/// Cache that was seen occupied, bytes.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct CmtStats {
+    pub llc_occupancy: u64,
+}
+
+/// The number in a file; 0 where the hardware has none to tell (`Unavailable`).
+fn number(path: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::file("read", path, source))?;
+    Ok(text.trim().parse().unwrap_or(0))
 }
 
 /// The lines to be written.
@@ -208,6 +334,37 @@ mod tests {
         std::fs::remove_file(monitoring.join("tasks")).unwrap();
         group.remove().unwrap();
         assert!(root.path().join("gold").exists() && !monitoring.exists());
+    }
+
+    #[test]
+    fn what_a_group_has_and_uses_is_told_under_runcs_names() {
+        let root = faked();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let info = [("cbm_mask", "7ff\n"), ("min_cbm_bits", "2\n"), ("num_closids", "16\n")];
+        info.iter().for_each(|(name, text)| write(&format!("info/L3/{name}"), text));
+        write("info/L3_MON/mon_features", "llc_occupancy\nmbm_local_bytes\n");
+        write("schemata", "    MB:0=100\n    L3:0=7ff;1=7ff\n");
+        for (domain, occupied) in [("mon_L3_00", "4096\n"), ("mon_L3_01", "Unavailable\n")] {
+            write(&format!("box/mon_groups/box/mon_data/{domain}/llc_occupancy"), occupied);
+            write(&format!("box/mon_groups/box/mon_data/{domain}/mbm_local_bytes"), "77\n");
+        }
+        let config = IntelRdt { enable_monitoring: true, ..wanted("", "L3:0=7f0;1=1f") };
+        let group = Group::at(root.path(), &config, "box").unwrap();
+        group.make(&config, 42).unwrap();
+        let told = serde_json::to_value(group.figures().unwrap()).unwrap();
+        let wanted = serde_json::json!({
+            "l3_cache_info": {"cbm_mask": "7ff", "min_cbm_bits": 2, "num_closids": 16},
+            "l3_cache_schema_root": "L3:0=7ff;1=7ff",
+            "l3_cache_schema": "L3:0=7f0;1=1f",
+            "schemata": ["L3:0=7f0;1=1f"],
+            "mbm_stats": [{"mbm_total_bytes": 0, "mbm_local_bytes": 77}, {"mbm_total_bytes": 0, "mbm_local_bytes": 77}],
+            "cmt_stats": [{"llc_occupancy": 4096}, {"llc_occupancy": 0}],
+        });
+        assert_eq!(told, wanted);
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! Commands on containers that exist.
 
-use std::time::Duration;
-
 use gantry_runtime::spec::{BlockIo, Cpu, IntelRdt, Memory, Pids};
-use gantry_runtime::{Container, Error, Resources, Stats, Status};
+use gantry_runtime::{Container, Error, Resources};
 use serde_json::{Value, json};
 
 use super::args::{Args, Flag, UsageError};
@@ -13,7 +11,6 @@ pub(super) const KILL: &[Flag] = &[Flag::switch("all").short('a')];
 pub(super) const DELETE: &[Flag] = &[Flag::switch("force").short('f')];
 pub(super) const PS: &[Flag] = &[Flag::value("format").short('f')];
 pub(super) const LIST: &[Flag] = &[Flag::value("format").short('f'), Flag::switch("quiet").short('q')];
-pub(super) const EVENTS: &[Flag] = &[Flag::value("interval"), Flag::switch("stats")];
 pub(super) const UPDATE: &[Flag] = &[
     Flag::value("resources").short('r'),
     Flag::value("blkio-weight"),
@@ -240,67 +237,6 @@ pub(super) fn list(global: &Global, args: &Args) -> Result<u8, Failure> {
         println!("{:<20} {pid:<10} {:<10} {:<40} {:<20} root", line.0, line.1, line.2, line.3);
     }
     Ok(0)
-}
-
-pub(super) fn events(global: &Global, args: &Args) -> Result<u8, Failure> {
-    let container = global.load(args.id()?)?;
-    let print = |stats: &Stats| println!("{}", json!({"type": "stats", "id": container.id(), "data": data(stats)}));
-    if args.has("stats") {
-        print(&container.stats()?);
-        return Ok(0);
-    }
-    let interval = interval(args.get("interval").unwrap_or("5s"))?;
-    let mut oom = container.oom_watch().ok();
-    while !matches!(container.status(), Status::Stopped) {
-        if oom.as_mut().is_some_and(|watch| watch.take().is_ok_and(|kills| kills > 0)) {
-            println!("{}", json!({"type": "oom", "id": container.id()}));
-        }
-        print(&container.stats()?);
-        std::thread::sleep(interval);
-    }
-    Ok(0)
-}
-
-fn interval(text: &str) -> Result<Duration, UsageError> {
-    let bad = || UsageError { reason: format!("invalid interval {text:?}") };
-    let (digits, factor) = match text.strip_suffix("ms") {
-        Some(digits) => (digits, 1),
-        None => (text.trim_end_matches('s'), 1000),
-    };
-    let number = digits.parse::<u64>().map_err(|_| bad())?;
-    if number == 0 { Err(bad()) } else { Ok(Duration::from_millis(number * factor)) }
-}
-
-fn data(stats: &Stats) -> Value {
-    let map = |pairs: &[(String, u64)]| pairs.iter().map(|(k, v)| (k.clone(), json!(v))).collect::<Value>();
-    match stats {
-        Stats::V1(v1) => {
-            let counter = |c: &gantry_runtime::stats::Counter| json!({"limit": c.limit, "usage": c.usage, "max": c.max, "failcnt": c.failcnt});
-            json!({
-                "cpu": {
-                    "usage": {"total": v1.cpu_total, "percpu": v1.cpu_percpu, "kernel": v1.cpu_kernel, "user": v1.cpu_user},
-                    "throttling": {
-                        "periods": v1.throttling.periods,
-                        "throttledPeriods": v1.throttling.throttled_periods,
-                        "throttledTime": v1.throttling.throttled_time,
-                    },
-                },
-                "memory": {
-                    "usage": counter(&v1.memory), "swap": counter(&v1.memory_swap), "kernel": counter(&v1.memory_kernel),
-                    "kernelTCP": counter(&v1.memory_kernel_tcp), "raw": map(&v1.memory_stat),
-                },
-                "pids": {"current": v1.pids_current, "limit": v1.pids_limit},
-            })
-        }
-        Stats::V2(v2) => json!({
-            "cpu": map(&v2.cpu_stat),
-            "memory": {
-                "usage": {"limit": v2.memory_limit, "usage": v2.memory_current, "max": v2.memory_peak},
-                "raw": map(&v2.memory_stat),
-            },
-            "pids": {"current": v2.pids_current, "limit": v2.pids_limit},
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod documents;
+mod events;
 mod foreground;
 mod log;
 mod make;
@@ -79,7 +80,7 @@ const COMMANDS: &[(&str, &[Flag], Command)] = &[
     ("update", manage::UPDATE, manage::update),
     ("ps", manage::PS, manage::ps),
     ("list", manage::LIST, manage::list),
-    ("events", manage::EVENTS, manage::events),
+    ("events", events::FLAGS, events::events),
     ("spec", documents::SPEC, documents::spec),
     ("features", &[], documents::features),
     ("checkpoint", checkpoint::CHECKPOINT, checkpoint::checkpoint),
