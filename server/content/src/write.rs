@@ -1,7 +1,7 @@
 //! Writing an ingest: a pipeline of one job on the blocking pool at a time.
 //!
-//! The bytes a caller hands over wait until there are enough of them for a job; while the job writes and hashes, on two threads at once, the next ones
-//! come.
+//! The bytes a caller hands over are hashed at once, while they are near, and wait until there are enough of them for a
+//! job that writes them; meanwhile the next ones come.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use gantry_types::{Algorithm, Digest};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::durable::rename_new;
 use crate::ingest::{Hash, Ingest, Record};
@@ -27,6 +27,9 @@ pub(crate) struct LocalWriter {
     shared: Arc<Shared>,
     record: Record,
     slot: Slot,
+    /// The digest of all bytes received. None where the ingest has bytes that must be read again for it: then the jobs
+    /// hash.
+    hash: Option<Hash>,
     /// Bytes that no job has taken yet.
     pending: Vec<Bytes>,
     pending_len: usize,
@@ -38,75 +41,20 @@ pub(crate) struct LocalWriter {
 /// Where the ingest is at the moment.
 enum Slot {
     Idle(Box<Ingest>),
-    Busy(Box<Job>),
+    Busy(JoinHandle<Done>),
     /// A job panicked.
     Lost,
 }
 
-/// Bytes that are worth a job while there is none; while there is one, they wait for up to [`CHUNK`].
-const STEP: usize = CHUNK / 2;
-
-impl Slot {
-    /// Whether nothing has to be waited for.
-    fn is_free(&self) -> bool {
-        match self {
-            Slot::Busy(job) => job.writing.is_finished() && job.hashing.as_ref().is_none_or(JoinHandle::is_finished),
-            Slot::Idle(_) | Slot::Lost => true,
-        }
-    }
-}
-
 type Done = (Box<Ingest>, Result<(), Error>);
-
-/// What goes on with an ingest.
-struct Job {
-    writing: JoinHandle<Done>,
-    /// The digest with the same bytes, where another thread hashes them.
-    hashing: Option<JoinHandle<Hash>>,
-    hash: Option<Hash>,
-}
-
-impl Job {
-    fn new(work: impl FnOnce() -> Done + Send + 'static) -> Job {
-        Job { writing: spawn_blocking(work), hashing: None, hash: None }
-    }
-
-    /// Appends, and hashes at the same time.
-    fn append(mut ingest: Box<Ingest>, pieces: Vec<Bytes>) -> Job {
-        let pieces: Arc<[Bytes]> = pieces.into();
-        let (mut hash, same) = (ingest.hash.clone(), Arc::clone(&pieces));
-        let hashing = spawn_blocking(move || {
-            hash.add(&same);
-            hash
-        });
-        let writing = spawn_blocking(move || {
-            let result = ingest.write(&pieces);
-            (ingest, result)
-        });
-        Job { writing, hashing: Some(hashing), hash: None }
-    }
-
-    /// How it ended. A caller that stops waiting may ask again.
-    async fn ended(&mut self) -> Result<Done, JoinError> {
-        if let Some(hashing) = &mut self.hashing {
-            let hash = hashing.await;
-            self.hashing = None;
-            self.hash = Some(hash?);
-        }
-        let (mut ingest, result) = (&mut self.writing).await?;
-        if let (Some(hash), Ok(())) = (self.hash.take(), &result) {
-            ingest.hash = hash;
-        }
-        Ok((ingest, result))
-    }
-}
 
 impl LocalWriter {
     /// A writer of an ingest that was just opened.
     pub(crate) fn new(shared: Arc<Shared>, record: Record, ingest: Ingest, updated: SystemTime) -> LocalWriter {
         let offset = ingest.written;
+        let hash = ingest.is_hashed().then(|| ingest.hash.clone());
         let slot = Slot::Idle(Box::new(ingest));
-        let writer = LocalWriter { shared, record, slot, pending: Vec::new(), pending_len: 0, offset, updated };
+        let writer = LocalWriter { shared, record, slot, hash, pending: Vec::new(), pending_len: 0, offset, updated };
         writer.report();
         writer
     }
@@ -118,11 +66,13 @@ impl LocalWriter {
     /// Waits for the running job, and tells how it ended. A caller that stops waiting loses nothing.
     async fn settle(&mut self) -> Result<(), Error> {
         let Slot::Busy(job) = &mut self.slot else { return Ok(()) };
-        match job.ended().await {
+        match job.await {
             Ok((ingest, result)) => {
-                let written = ingest.written;
+                if result.is_err() {
+                    self.fall_back(&ingest);
+                }
                 self.slot = Slot::Idle(ingest);
-                result.inspect_err(|_| self.fall_back(written))
+                result
             }
             Err(error) => {
                 self.slot = Slot::Lost;
@@ -132,20 +82,19 @@ impl LocalWriter {
     }
 
     /// After a failed write: what comes next must begin where the file ends.
-    fn fall_back(&mut self, written: u64) {
+    fn fall_back(&mut self, ingest: &Ingest) {
         self.pending.clear();
         self.pending_len = 0;
-        self.offset = written;
+        self.offset = ingest.written;
+        self.hash = ingest.is_hashed().then(|| ingest.hash.clone());
         self.report();
     }
 
     /// Starts to append what is pending.
     fn start(&mut self) -> Result<(), Error> {
         let (ingest, pending) = self.idle()?;
-        self.slot = Slot::Busy(Box::new(match ingest.is_hashed() {
-            true => Job::append(ingest, pending),
-            false => Job::new(move || appended(ingest, &pending)),
-        }));
+        let hash = self.hash.clone();
+        self.slot = Slot::Busy(spawn_blocking(move || appended(ingest, &pending, hash)));
         Ok(())
     }
 
@@ -169,13 +118,17 @@ impl LocalWriter {
         let (sender, mut receiver) = oneshot::channel();
         self.settle().await?;
         let (mut ingest, pending) = self.idle()?;
-        self.slot = Slot::Busy(Box::new(Job::new(move || {
-            let done = ingest.append(&pending).and_then(|()| work(&mut ingest));
+        let hash = self.hash.take();
+        self.slot = Slot::Busy(spawn_blocking(move || {
+            let done = ingest.append(&pending, hash).and_then(|()| work(&mut ingest));
             // Whoever does not wait any more does not need it.
             let result = done.map(|result| drop(sender.send(result)));
             (ingest, result)
-        })));
+        }));
         self.settle().await?;
+        if let Slot::Idle(ingest) = &self.slot {
+            self.hash = ingest.is_hashed().then(|| ingest.hash.clone());
+        }
         receiver.try_recv().map_err(|_| Error::Other {
             kind: gantry_types::ErrorKind::Internal,
             message: "a job of the content store gave no result".into(),
@@ -203,9 +156,12 @@ impl Writer for LocalWriter {
         }
         self.offset += data.len() as u64;
         self.pending_len += data.len();
+        if let Some(hash) = &mut self.hash {
+            hash.add(std::slice::from_ref(&data));
+        }
         self.pending.push(data);
         self.updated = SystemTime::now();
-        if self.pending_len >= CHUNK || (self.pending_len >= STEP && self.slot.is_free()) {
+        if self.pending_len >= CHUNK {
             self.settle().await?;
             self.start()?;
         }
@@ -257,11 +213,11 @@ impl Drop for LocalWriter {
             return;
         }
         match (std::mem::replace(&mut self.slot, Slot::Lost), Handle::try_current()) {
-            (Slot::Idle(ingest), Ok(_)) => drop(spawn_blocking(move || appended(ingest, &pending))),
-            (Slot::Idle(ingest), Err(_)) => drop(appended(ingest, &pending)),
-            (Slot::Busy(mut job), Ok(runtime)) => drop(runtime.spawn(async move {
-                if let Ok((ingest, Ok(()))) = job.ended().await {
-                    let _ = spawn_blocking(move || appended(ingest, &pending)).await;
+            (Slot::Idle(ingest), Ok(_)) => drop(spawn_blocking(move || appended(ingest, &pending, None))),
+            (Slot::Idle(ingest), Err(_)) => drop(appended(ingest, &pending, None)),
+            (Slot::Busy(job), Ok(runtime)) => drop(runtime.spawn(async move {
+                if let Ok((ingest, Ok(()))) = job.await {
+                    let _ = spawn_blocking(move || appended(ingest, &pending, None)).await;
                 }
             })),
             _ => {}
@@ -269,8 +225,8 @@ impl Drop for LocalWriter {
     }
 }
 
-fn appended(mut ingest: Box<Ingest>, pieces: &[Bytes]) -> Done {
-    let result = ingest.append(pieces);
+fn appended(mut ingest: Box<Ingest>, pieces: &[Bytes], hash: Option<Hash>) -> Done {
+    let result = ingest.append(pieces, hash);
     (ingest, result)
 }
 
