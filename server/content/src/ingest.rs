@@ -147,7 +147,7 @@ pub(crate) struct Ingest {
     /// Bytes in the file.
     pub(crate) written: u64,
     /// The digest so far.
-    pub(crate) hash: Hash,
+    hash: Hash,
     /// Whether what is written shall leave the kernel's cache.
     large: bool,
     /// Whether kernel and file system know how.
@@ -170,8 +170,13 @@ impl Ingest {
     }
 
     /// Whether the digest so far is that of all that is in the file.
-    pub(crate) fn is_hashed(&self) -> bool {
+    fn is_hashed(&self) -> bool {
         self.hash.hashed == self.written
+    }
+
+    /// The digest so far, where it is that of all that is in the file.
+    pub(crate) fn hash_of_all(&self) -> Option<Hash> {
+        self.is_hashed().then(|| self.hash.clone())
     }
 
     /// Appends, and hashes where the digest behind the pieces is not `known`. After a failure the file is as long as before.

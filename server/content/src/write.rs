@@ -52,7 +52,7 @@ impl LocalWriter {
     /// A writer of an ingest that was just opened.
     pub(crate) fn new(shared: Arc<Shared>, record: Record, ingest: Ingest, updated: SystemTime) -> LocalWriter {
         let offset = ingest.written;
-        let hash = ingest.is_hashed().then(|| ingest.hash.clone());
+        let hash = ingest.hash_of_all();
         let slot = Slot::Idle(Box::new(ingest));
         let writer = LocalWriter { shared, record, slot, hash, pending: Vec::new(), pending_len: 0, offset, updated };
         writer.report();
@@ -86,7 +86,7 @@ impl LocalWriter {
         self.pending.clear();
         self.pending_len = 0;
         self.offset = ingest.written;
-        self.hash = ingest.is_hashed().then(|| ingest.hash.clone());
+        self.hash = ingest.hash_of_all();
         self.report();
     }
 
@@ -127,7 +127,7 @@ impl LocalWriter {
         }));
         self.settle().await?;
         if let Slot::Idle(ingest) = &self.slot {
-            self.hash = ingest.is_hashed().then(|| ingest.hash.clone());
+            self.hash = ingest.hash_of_all();
         }
         receiver.try_recv().map_err(|_| Error::Other {
             kind: gantry_types::ErrorKind::Internal,

@@ -2,25 +2,25 @@
 //! still on the way, and is never copied together.
 //!
 //! Serialisers write fields by their numbers (protobuf's encoding, "Field order"), so what says where the data
-//! belongs comes before it. A message whose fields come otherwise is refused.
+//! belongs comes before it. A message that has fields behind its data is waited for as a whole.
 
 use bytes::{Buf as _, Bytes};
 use gantry_api::pb::containerd::services::content::v1::WriteContentRequest;
 use http_body_util::BodyExt as _;
 use prost::Message as _;
-use prost::encoding::WireType;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::plain::PREFIX;
 
 /// The number of the field that has the data.
-const DATA: u64 = 6;
+const DATA: u32 = 6;
 
 /// Longest number of protobuf's encoding, bytes.
 const VARINT: usize = 10;
 
-/// The messages of a request. Each is asked for by [`Messages::next`], then its data, then what comes behind it.
+/// The messages of a request. Each is asked for by [`Messages::next`], then its data.
 pub(crate) struct Messages {
     body: Body,
     /// Bytes that have come and were not taken yet.
@@ -30,15 +30,17 @@ pub(crate) struct Messages {
     /// Bytes of the current message that were not taken yet, and of its data.
     left: usize,
     data: usize,
+    /// The data of a message that was waited for as a whole.
+    whole: Bytes,
 }
 
 impl Messages {
     /// The messages of `body`, of `most` bytes each at most.
     pub(crate) fn new(body: Body, most: usize) -> Messages {
-        Messages { body, held: Bytes::new(), most, left: 0, data: 0 }
+        Messages { body, held: Bytes::new(), most, left: 0, data: 0, whole: Bytes::new() }
     }
 
-    /// The fields before the data of the next message; what is left of the one before is passed over. None at the end.
+    /// The fields of the next message without its data; what is left of the one before is passed over. None at the end.
     ///
     /// # Errors
     /// Those of gRPC's framing, of protobuf's encoding, and of the connection.
@@ -66,8 +68,17 @@ impl Messages {
             return Err(Status::out_of_range(format!("{text}: found {len} bytes, the limit is: {} bytes", self.most)));
         }
         self.left = len;
-        let fields = self.fields().await?;
-        WriteContentRequest::decode(&fields[..]).map(Some).map_err(|error| Status::internal(error.to_string()))
+        let mut fields = self.fields().await?;
+        if self.left > self.data {
+            encode_key(DATA, WireType::LengthDelimited, &mut fields);
+            encode_varint(self.data as u64, &mut fields);
+            self.data = 0;
+            self.copy(self.left, &mut fields).await?;
+        }
+        let decoded = WriteContentRequest::decode(&fields[..]);
+        let mut request = decoded.map_err(|error| Status::internal(error.to_string()))?;
+        self.whole = std::mem::take(&mut request.data);
+        Ok(Some(request))
     }
 
     /// The next bytes of the data, as they came; none when all were taken.
@@ -75,6 +86,9 @@ impl Messages {
     /// # Errors
     /// As [`Messages::next`], and where the message ends early.
     pub(crate) async fn data(&mut self) -> Result<Option<Bytes>, Status> {
+        if !self.whole.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.whole)));
+        }
         if self.data == 0 {
             return Ok(None);
         }
@@ -85,24 +99,7 @@ impl Messages {
         Ok(Some(piece))
     }
 
-    /// Adds the fields behind the data to those before it.
-    ///
-    /// # Errors
-    /// As [`Messages::next`]; `InvalidArgument` where one of them should have come before the data.
-    pub(crate) async fn rest(&mut self, request: &mut WriteContentRequest) -> Result<(), Status> {
-        while self.data().await?.is_some() {}
-        let fields = self.fields().await?;
-        let behind = WriteContentRequest::decode(&fields[..]).map_err(|error| Status::internal(error.to_string()))?;
-        let late = WriteContentRequest { labels: Default::default(), ..behind.clone() };
-        if self.data > 0 || late != WriteContentRequest::default() {
-            let text = "the data of a message comes once, and behind all fields of lower numbers";
-            return Err(Status::invalid_argument(text));
-        }
-        request.labels.extend(behind.labels);
-        Ok(())
-    }
-
-    /// The bytes of all fields up to the next data, whose length is known then, or to the end of the message.
+    /// The bytes of all fields up to the data, whose length is known then, or to the end of the message.
     async fn fields(&mut self) -> Result<Vec<u8>, Status> {
         let mut fields = Vec::new();
         while self.left > 0 {
@@ -113,7 +110,7 @@ impl Messages {
                 WireType::LengthDelimited => {
                     let len = self.varint(&mut fields).await?;
                     let len = usize::try_from(len).ok().filter(|&len| len <= self.left).ok_or_else(malformed)?;
-                    if key >> 3 == DATA {
+                    if key >> 3 == u64::from(DATA) {
                         fields.truncate(start);
                         self.data = len;
                         break;
@@ -170,6 +167,7 @@ impl Messages {
 
     /// Passes over what is left of the current message.
     async fn pass(&mut self) -> Result<(), Status> {
+        self.whole = Bytes::new();
         self.data = self.left;
         while self.data().await?.is_some() {}
         Ok(())
@@ -237,12 +235,11 @@ mod tests {
 
     async fn all(messages: &mut Messages) -> Result<Vec<WriteContentRequest>, Status> {
         let mut found = Vec::new();
-        while let Some(mut message) = messages.next().await? {
+        while let Some(message) = messages.next().await? {
             let mut data = Vec::new();
             while let Some(piece) = messages.data().await? {
                 data.extend_from_slice(&piece);
             }
-            messages.rest(&mut message).await?;
             found.push(WriteContentRequest { data: data.into(), ..message });
         }
         Ok(found)
@@ -285,6 +282,19 @@ mod tests {
     }
 
     #[test]
+    fn fields_behind_the_data_count_whatever_their_order() {
+        // The data, then the offset (field 5), and other data, which is what counts (protobuf: the last one does).
+        for (bytes, data) in
+            [(&[0x32, 1, b'x', 0x28, 3][..], &b"x"[..]), (&[0x32, 1, b'x', 0x28, 3, 0x32, 1, b'y'], b"y")]
+        {
+            let framed = [&[0, 0, 0, 0, bytes.len() as u8], bytes].concat();
+            let found = now(all(&mut cut(&framed, &[3]))).unwrap();
+            let wanted = WriteContentRequest { offset: 3, data: data.to_vec().into(), ..Default::default() };
+            assert_eq!(found, [wanted]);
+        }
+    }
+
+    #[test]
     fn what_was_not_taken_of_a_message_is_passed_over() {
         let first = WriteContentRequest {
             data: vec![7; 500].into(),
@@ -301,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_ends_early_or_is_too_long_or_in_disorder_is_refused() {
+    fn a_message_that_ends_early_or_is_too_long_is_refused() {
         let whole =
             framed(&[WriteContentRequest { r#ref: "r".into(), data: vec![1; 50].into(), ..Default::default() }]);
         for len in 1..whole.len() {
@@ -312,8 +322,5 @@ mod tests {
         assert_eq!(long.code(), Code::OutOfRange, "{long}");
         let packed = now(all(&mut cut(&[1, 0, 0, 0, 0], &[5]))).unwrap_err();
         assert_eq!(packed.code(), Code::Internal, "{packed}");
-        // The offset (field 5) behind the data.
-        let late = now(all(&mut cut(&[0, 0, 0, 0, 5, 0x32, 1, b'x', 0x28, 3], &[5]))).unwrap_err();
-        assert_eq!(late.code(), Code::InvalidArgument, "{late}");
     }
 }

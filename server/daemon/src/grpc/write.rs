@@ -169,11 +169,10 @@ impl Conversation {
     async fn commit(
         &mut self,
         mut ingest: Ingest,
-        mut request: WriteContentRequest,
+        request: WriteContentRequest,
     ) -> Result<WriteContentResponse, Status> {
+        let labels = labels_from_wire(request.labels.clone()).map_err(status::of)?;
         let offset = self.append(&mut ingest.writer, &request).await?;
-        self.messages.rest(&mut request).await?;
-        let labels = labels_from_wire(request.labels).map_err(status::of)?;
         let blob = ingest.writer.commit(self.total, self.expected.as_ref(), labels).await.map_err(status::of)?;
         self.over = true;
         Ok(done(WriteAction::Commit, offset, &blob.digest))
