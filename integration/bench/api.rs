@@ -107,7 +107,7 @@ impl Stores {
     /// Starts the daemons and fills the stores.
     pub fn new() -> Stores {
         let lab = Lab::new();
-        lab.on_fresh_disk(24);
+        lab.on_fresh_disk(8);
         let start = |name, peer| Daemon::start_named(&lab, name, peer, "", &[]);
         let peers = |ours, theirs| Peers { theirs: start(theirs, Peer::Containerd), ours: start(ours, Peer::Gantry) };
         let (empty, full) = (peers("g0", "c0"), peers("g", "c"));

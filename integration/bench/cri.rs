@@ -58,7 +58,7 @@ pub struct Pods {
 impl Pods {
     pub fn new() -> Pods {
         let lab = Lab::new();
-        lab.on_fresh_disk(24);
+        lab.on_fresh_disk(8);
         let registry = DockerRegistry::start(&lab);
         // What containerd holds pods with.
         let pause = json!({"Cmd": ["sleep", "1000000"], "Env": ["PATH=/bin"]});

@@ -84,7 +84,7 @@ pub struct Pair {
 impl Pair {
     fn new() -> Pair {
         let lab = Lab::new();
-        lab.on_fresh_disk(12);
+        lab.on_fresh_disk(6);
         let registry = DockerRegistry::start(&lab);
         let ours = Daemon::start_with(&lab, Peer::Gantry, "", &[]);
         let theirs = Daemon::start_with(&lab, Peer::Containerd, "", &[]);

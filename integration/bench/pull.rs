@@ -84,7 +84,12 @@ pub struct Pulls {
 
 /// Copies of the Debian files in the large layer, and in each of eight.
 fn copies() -> (usize, usize) {
-    if std::env::var_os("GANTRY_BENCH_FULL").is_some() { (7, 1) } else { (2, 0) }
+    if is_full() { (7, 1) } else { (2, 0) }
+}
+
+/// Whether the sizes are those that the bars speak of.
+fn is_full() -> bool {
+    std::env::var_os("GANTRY_BENCH_FULL").is_some()
 }
 
 /// What containerd has for many layers at once.
@@ -97,7 +102,7 @@ impl Pulls {
     /// Starts three daemons on a fresh disk.
     pub fn new() -> Pulls {
         let lab = Lab::new();
-        lab.on_fresh_disk(24);
+        lab.on_fresh_disk(if is_full() { 24 } else { 12 });
         let registry = DockerRegistry::start(&lab);
         let layers = Layers::new(&lab);
         let ours = Daemon::start(&lab);

@@ -48,7 +48,7 @@ impl Tasks {
     /// Starts the daemons.
     pub fn new() -> Tasks {
         let lab = Lab::new();
-        lab.on_fresh_disk(8);
+        lab.on_fresh_disk(4);
         std::fs::rename(busybox_root(&lab), lab.path("rootfs")).expect("move the root");
         // The root is read-only: what is mounted in it needs its places.
         for place in ["rootfs-below", "rootfs/run", "rootfs/proc", "rootfs/sys", "rootfs/dev"] {

@@ -169,8 +169,9 @@ fn a_pod_with_users_of_its_own_may_be_on_the_nodes_network() {
     let security = json!({"namespace_options": options});
     let pod = json!({"cgroup_parent": format!("/{}", lab.id("one")), "security_context": security});
     let pod = node.run_pod("one", &json!({"linux": pod}));
-    let script =
-        "cat /proc/self/uid_map; readlink /proc/self/ns/net; ls /sys/class; (echo >/sys/no); echo done; sleep 1000";
+    let script = "cat /proc/self/uid_map; readlink /proc/self/ns/net; ls /sys/class; (echo >/sys/no); \
+                  stat -c '%n of %u' /etc/hosts /dev/shm; echo x >/dev/shm/x && stat -c '%n of %g' /dev/shm/x; \
+                  echo done; sleep 1000";
     let main = json!({"image": {"image": image}, "command": ["/bin/sh", "-c", script], "linux": {"security_context": security}});
     node.run_container(&pod, "main", &main);
     let log = lab.path("logs/main.log");
@@ -180,6 +181,9 @@ fn a_pod_with_users_of_its_own_may_be_on_the_nodes_network() {
     let mapped = said().lines().any(|line| line.split_whitespace().skip(3).eq(["0", "655360", "65536"]));
     assert!(mapped && said().contains(&*own.to_string_lossy()) && said().contains("F net\n"), "{}", said());
     assert!(said().contains("/sys/no"), "it writes to the node's sysfs: {}", said());
+    for own in ["/etc/hosts of 0", "/dev/shm of 0", "/dev/shm/x of 0"] {
+        assert!(said().contains(own), "{own}: {}", said());
+    }
     node.remove_pod(&pod);
     node.finish();
 }

@@ -34,8 +34,8 @@ type wire struct {
 	frame           int
 	initial         int64
 	onStream, onAll int64
-	// Bytes that came since the windows were last opened again.
-	taken int64
+	// Bytes that came since the connection's window was last opened again, and those of this stream since its was.
+	taken, here int64
 	// Of the message that is coming: how much of its prefix is there, and how many bytes are to come.
 	prefix []byte
 	left   int64
@@ -93,7 +93,7 @@ func (w *wire) call(method string) error {
 			return err
 		}
 	}
-	w.messages, w.bytes, w.over, w.left, w.prefix, w.onStream = 0, 0, false, 0, w.prefix[:0], w.initial
+	w.messages, w.bytes, w.over, w.left, w.prefix, w.onStream, w.here = 0, 0, false, 0, w.prefix[:0], w.initial, 0
 	return w.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: w.stream, BlockFragment: w.fields.Bytes(), EndHeaders: true})
 }
 
@@ -208,15 +208,18 @@ func (w *wire) take() error {
 
 // open opens the windows again.
 func (w *wire) open(came int64) error {
-	if w.taken += came; w.taken < grant/2 {
+	w.taken += came
+	w.here += came
+	if w.here >= grant/2 && !w.over {
+		if err := w.framer.WriteWindowUpdate(w.stream, uint32(w.here)); err != nil {
+			return err
+		}
+		w.here = 0
+	}
+	if w.taken < grant/2 {
 		return nil
 	}
 	came, w.taken = w.taken, 0
-	if !w.over {
-		if err := w.framer.WriteWindowUpdate(w.stream, uint32(came)); err != nil {
-			return err
-		}
-	}
 	return w.framer.WriteWindowUpdate(0, uint32(came))
 }
 

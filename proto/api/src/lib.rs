@@ -7,6 +7,7 @@
 pub mod convert;
 pub mod pb;
 pub mod status;
+pub mod timeout;
 
 /// Encoded `google.protobuf.FileDescriptorSet` of everything in [`pb`], for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("descriptors");

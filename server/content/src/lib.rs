@@ -4,7 +4,7 @@
 //! `suite`), for other implementations to run. Deliberately knows nothing of names, labels, namespaces or leases: refs are opaque strings, and who may
 //! see which digest is a matter of `gantry-metadata` and the engine.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod durable;
 mod error;
@@ -12,6 +12,7 @@ mod helper;
 mod ingest;
 mod local;
 mod lock;
+mod mapped;
 mod read;
 mod store;
 #[cfg(feature = "suite")]
@@ -21,4 +22,5 @@ mod write;
 pub use error::Error;
 pub use helper::{read_all, stream, write_all};
 pub use local::LocalStore;
+pub use mapped::{Origin, origin};
 pub use store::{CHUNK, Commit, Info, ReaderAt, Status, Store, Writer, WriterOptions};

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::task::spawn_blocking;
 
+use crate::mapped::{is_resident, map};
 use crate::{Error, ReaderAt};
 
 /// A blob of the local store, opened.
@@ -20,12 +21,17 @@ pub(crate) struct LocalReader {
     path: PathBuf,
     size: u64,
     spare: Arc<Spare>,
+    /// All of the file, once it was asked for; none where it cannot be mapped.
+    whole: OnceLock<Option<Bytes>>,
 }
 
 /// Buffers of one reader that can be used again: memory that the kernel has to give anew costs as much as the read.
 /// They go with the reader.
 #[derive(Debug, Default)]
 struct Spare(Mutex<Vec<Vec<u8>>>);
+
+/// Fewer bytes are copied before they are mapped.
+const WORTH_MAPPING: usize = 64 << 10;
 
 /// Buffers kept, at most: as many as a stream has under way.
 const KEEP: usize = 3;
@@ -62,7 +68,13 @@ impl Drop for Lent {
 
 impl LocalReader {
     pub(crate) fn new(file: File, path: PathBuf, size: u64) -> LocalReader {
-        LocalReader { file: Arc::new(file), path, size, spare: Arc::default() }
+        LocalReader { file: Arc::new(file), path, size, spare: Arc::default(), whole: OnceLock::new() }
+    }
+
+    fn map(&self) -> Option<Bytes> {
+        let mapped = usize::try_from(self.size).map_err(io::Error::other).and_then(|size| map(&self.file, size));
+        let unmapped = |error| tracing::debug!(path = %self.path.display(), %error, "a blob's bytes are copied");
+        mapped.map_err(unmapped).ok()
     }
 }
 
@@ -86,6 +98,16 @@ impl ReaderAt for LocalReader {
             lent = spawn_blocking(read).await.map_err(|e| Error::task(&e))?.map_err(Error::io("read", &self.path))?;
         }
         Ok(Bytes::from_owner(lent))
+    }
+
+    fn mapped(&self, offset: u64, len: usize) -> Option<Bytes> {
+        if len < WORTH_MAPPING {
+            return None;
+        }
+        let start = usize::try_from(offset).ok()?;
+        let end = start.checked_add(len).filter(|&end| end as u64 <= self.size)?;
+        let part = self.whole.get_or_init(|| self.map()).as_ref()?.slice(start..end);
+        is_resident(&part).then_some(part)
     }
 }
 

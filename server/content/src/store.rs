@@ -133,6 +133,12 @@ pub trait ReaderAt: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Io`].
     async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, Error>;
+
+    /// The `len` bytes from `offset` for one who gives them to the kernel as they are ([`origin`](crate::origin)); none
+    /// where they are not in memory, or to copy them costs less: then [`ReaderAt::read_at`] has them. Does not block.
+    fn mapped(&self, _offset: u64, _len: usize) -> Option<Bytes> {
+        None
+    }
 }
 
 /// An ingest opened for writing. Dropping it keeps the bytes for a later writer and unlocks the name.

@@ -106,9 +106,6 @@ pub enum Error {
         /// Which kind of failure that is.
         kind: ErrorKind,
     },
-    /// Not offered here.
-    #[error("{0}")]
-    Unimplemented(String),
     /// Work that this call joined has failed.
     #[error(transparent)]
     Joined(Arc<Error>),
@@ -154,7 +151,6 @@ impl HasKind for Error {
             },
             Error::Step { source, .. } => source.kind(),
             Error::Network { kind, .. } => *kind,
-            Error::Unimplemented(_) => ErrorKind::Unimplemented,
             Error::Joined(error) => error.kind(),
             Error::Stopped { .. } => ErrorKind::Unavailable,
         }

@@ -1,5 +1,6 @@
 //! The files that a pod's containers share: host name, hosts, resolver.
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use gantry_api::pb::runtime::v1 as wire;
@@ -41,26 +42,31 @@ impl PodFiles {
         self.0.join("shm")
     }
 
-    /// Writes all of them.
+    /// Writes all of them; `owner` is the user and the group that root is in the pod. To give them away works on every
+    /// file system and kernel, to map their ids does not (tmpfs: Linux 6.3).
     ///
     /// # Errors
     /// When the disk or the node's own files fail.
-    pub(crate) fn write(&self, hostname: &str, dns: Option<&wire::DnsConfig>) -> Result<()> {
+    pub(crate) fn write(&self, hostname: &str, dns: Option<&wire::DnsConfig>, owner: u32) -> Result<()> {
         std::fs::create_dir_all(&self.0).map_err(Error::io("create", &self.0))?;
-        let put = |path: PathBuf, bytes: Vec<u8>| std::fs::write(&path, bytes).map_err(Error::io("write", &path));
+        let put = |path: PathBuf, bytes: Vec<u8>| {
+            std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+            chown(&path, Some(owner), Some(owner)).map_err(Error::io("give away", &path))
+        };
         put(self.hostname(), format!("{hostname}\n").into_bytes())?;
         put(self.hosts(), node_file("/etc/hosts"))?;
         put(self.resolv_conf(), dns.map_or_else(|| node_file("/etc/resolv.conf"), |dns| resolver(dns).into_bytes()))
     }
 
-    /// Mounts the memory that the pod's containers share.
+    /// Mounts the memory that the pod's containers share, `owner`'s.
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub(crate) fn mount_shm(&self) -> Result<()> {
+    pub(crate) fn mount_shm(&self, owner: u32) -> Result<()> {
         let shm = self.shm();
         std::fs::create_dir_all(&shm).map_err(Error::io("create", &shm))?;
-        let options = ["nosuid", "noexec", "nodev", "mode=1777", SHM_SIZE].map(str::to_owned).to_vec();
+        let mut options = ["nosuid", "noexec", "nodev", "mode=1777", SHM_SIZE].map(str::to_owned).to_vec();
+        options.extend([format!("uid={owner}"), format!("gid={owner}")]);
         let mount = Mount { kind: "tmpfs".into(), source: "shm".into(), target: String::new(), options };
         gantry_mount::mount_all(&[mount], &shm)
             .map_err(|error| Error::State(format!("mount {}: {error}", shm.display())))

@@ -13,7 +13,6 @@ use gantry_api::pb::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use gantry_cri::Cri;
 use gantry_engine::{Engine, OpenReport};
 use gantry_types::{ErrorKind, HasKind};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
@@ -252,7 +251,7 @@ fn serve<S, T>(
 ) -> impl Future<Output = ()> + use<S, T>
 where
     S: Stream<Item = io::Result<Connection<T>>> + Send + 'static,
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: listen::Io + 'static,
 {
     let stopping = stopping.clone();
     async move {

@@ -1,19 +1,29 @@
 //! What HTTP/2 writes to a connection in one go leaves in one piece: an acknowledged ping and the answer beside it, or
 //! the sixteen frames that a chunk of content is cut into. Each write that the kernel is spared is a wake-up that the
-//! client is spared, too.
+//! client is spared, too. What is a file's, mapped, the kernel sends from its own memory.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use gantry_engine::content::{Origin, origin};
+use nix::sys::sendfile::sendfile;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::UnixStream;
+
+use crate::listen::Io;
 
 /// Bytes that wait at most.
 const MOST: usize = 64 << 10;
 
 /// A write of this many bytes goes straight through: to copy it would cost more than it saves.
 const STRAIGHT: usize = 32 << 10;
+
+/// Fewer bytes HTTP/2 copies itself, so that they are nobody's any more.
+const CHAINED: usize = 256;
 
 /// A connection whose small writes wait for [`Line::poll_send`], which whoever polls the connection calls after that.
 /// Clones share it.
@@ -32,7 +42,7 @@ struct Wire<T> {
     sent: usize,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
+impl<T: Io> Line<T> {
     pub(crate) fn new(stream: T) -> Line<T> {
         Line(Arc::new(Mutex::new(Wire { stream, out: Vec::new(), sent: 0 })))
     }
@@ -48,7 +58,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Wire<T> {
+impl<T: Io> Wire<T> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.out.is_empty() {
             return Poll::Ready(Ok(()));
@@ -65,26 +75,78 @@ impl<T: AsyncWrite + Unpin> Wire<T> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let len: usize = slices.iter().map(|slice| slice.len()).sum();
-        if self.out.len() + len > MOST || len >= STRAIGHT {
-            ready!(self.poll_send(cx))?;
+        let begin = slices.iter().take_while(|slice| slice.is_empty()).count();
+        let slices = &slices[begin..];
+        let from_file = slices.iter().position(|slice| slice.len() >= CHAINED && origin(slice).is_some());
+        match from_file {
+            None => self.poll_write_memory(cx, slices),
+            Some(0) => self.poll_write_file(cx, &slices[0]),
+            Some(ahead) => self.poll_write_memory(cx, &slices[..ahead]),
         }
+    }
+
+    fn poll_write_memory(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let len: usize = slices.iter().map(|slice| slice.len()).sum();
+        ready!(self.poll_room(cx, len))?;
         if len >= STRAIGHT {
             return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         }
         slices.iter().for_each(|slice| self.out.extend_from_slice(slice));
         Poll::Ready(Ok(len))
     }
+
+    /// Sends mapped bytes of a file without looking at them here.
+    fn poll_write_file(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(Origin { file, offset }) = origin(bytes) else { return Poll::Ready(Ok(0)) };
+        ready!(self.poll_room(cx, bytes.len()))?;
+        if bytes.len() >= STRAIGHT
+            && let Some(socket) = self.stream.socket()
+        {
+            return poll_send_file(socket, cx, &file, offset, bytes.len());
+        }
+        let (held, len) = (self.out.len(), bytes.len().min(MOST));
+        self.out.resize(held + len, 0);
+        let read = file.read_exact_at(&mut self.out[held..], offset);
+        if read.is_err() {
+            self.out.truncate(held);
+        }
+        Poll::Ready(read.map(|()| len))
+    }
+
+    /// Sends what waits where `len` more bytes find no place beside it.
+    fn poll_room(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<()>> {
+        if self.out.len() + len > MOST || len >= STRAIGHT { self.poll_send(cx) } else { Poll::Ready(Ok(())) }
+    }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Line<T> {
+/// Has the kernel send up to `len` bytes of a file from `offset`.
+fn poll_send_file(
+    socket: &UnixStream,
+    cx: &mut Context<'_>,
+    file: &File,
+    offset: u64,
+    len: usize,
+) -> Poll<io::Result<usize>> {
+    let mut from = i64::try_from(offset).map_err(io::Error::other)?;
+    loop {
+        ready!(socket.poll_write_ready(cx))?;
+        let sent = socket.try_io(Interest::WRITABLE, || Ok(sendfile(socket, file, Some(&mut from), len)?));
+        match sent {
+            Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            sent => return Poll::Ready(sent),
+        }
+    }
+}
+
+impl<T: Io> AsyncRead for Line<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut wire = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Pin::new(&mut wire.stream).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Line<T> {
+impl<T: Io> AsyncWrite for Line<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.wire().poll_write(cx, &[IoSlice::new(buf)])
     }
@@ -120,6 +182,8 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    impl Io for tokio::io::DuplexStream {}
 
     #[tokio::test]
     async fn small_writes_wait_and_leave_in_one_piece() {
@@ -157,5 +221,55 @@ mod tests {
         line.shutdown().await.unwrap();
         drop(line);
         assert!(reading.await.unwrap() == expected);
+    }
+
+    /// A blob in a store, its reader, and its bytes.
+    async fn blob(root: &std::path::Path, len: usize) -> (Arc<dyn gantry_engine::content::ReaderAt>, Vec<u8>) {
+        let store = gantry_content::LocalStore::open(root).unwrap();
+        let bytes: Vec<u8> = (0..len).map(|n| (n * 31 / 7) as u8).collect();
+        let info = gantry_content::write_all(&store, "blob", bytes.clone().into(), gantry_content::Commit::default())
+            .await
+            .unwrap();
+        (gantry_content::Store::reader(&store, &info.digest).await.unwrap(), bytes)
+    }
+
+    /// Sends the blob cut into frames as HTTP/2 does, each behind a header; what arrives must be the same.
+    async fn frames_arrive(near: impl Io + 'static, mut far: impl AsyncRead + Unpin + Send + 'static) {
+        let root = tempfile::tempdir().unwrap();
+        let (reader, bytes) = blob(root.path(), 3 << 20).await;
+        let mapped = reader.mapped(4097, 2 << 20).expect("it was just written");
+        let reading = tokio::spawn(async move {
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).await.unwrap();
+            got
+        });
+        let (mut line, mut expected, mut from) = (Line::new(near), Vec::new(), 0);
+        for len in [1, 255, 256, 16 << 10, 16 << 10, STRAIGHT - 1, STRAIGHT, MOST + 1, 256 << 10, 1 << 20, 77, 300] {
+            let header = [len as u8; 9];
+            let frame = &mapped[from..from + len];
+            let mut slices = &mut [IoSlice::new(&header), IoSlice::new(frame)][..];
+            while !slices.is_empty() {
+                let sent = line.write_vectored(slices).await.unwrap();
+                IoSlice::advance_slices(&mut slices, sent);
+            }
+            expected.extend(header);
+            expected.extend(&bytes[4097 + from..4097 + from + len]);
+            from += len;
+        }
+        line.shutdown().await.unwrap();
+        drop(line);
+        assert!(reading.await.unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn a_files_bytes_arrive_among_others_where_the_kernel_sends_them() {
+        let (near, far) = UnixStream::pair().unwrap();
+        frames_arrive(near, far).await;
+    }
+
+    #[tokio::test]
+    async fn a_files_bytes_arrive_among_others_where_they_have_to_be_copied() {
+        let (near, far) = tokio::io::duplex(1000);
+        frames_arrive(near, far).await;
     }
 }

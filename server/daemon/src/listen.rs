@@ -9,9 +9,10 @@ use futures::Stream;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::limits::Calls;
 
@@ -41,12 +42,27 @@ impl<T> Connection<T> {
 }
 
 /// What a connection of either kind can do.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The socket that the kernel can send a file's bytes to as they are, where there is one.
+    fn socket(&self) -> Option<&UnixStream> {
+        None
+    }
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+impl Io for UnixStream {
+    fn socket(&self) -> Option<&UnixStream> {
+        Some(self)
+    }
+}
+
+impl Io for TcpStream {}
+
+impl Io for TlsStream<TcpStream> {}
+
+impl Io for Box<dyn Io> {}
 
 /// The connections of the unix socket.
-pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Connection<tokio::net::UnixStream>>> {
+pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Connection<UnixStream>>> {
     futures::stream::unfold(listener, |listener| async {
         let stream = loop {
             match listener.accept().await {
@@ -63,7 +79,7 @@ pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Conn
 
 /// Lets more bytes wait for a client than the kernel lets by itself. Who writes is woken when three quarters of them are
 /// gone, so that a client of much content has the last quarter to read meanwhile.
-fn roomy(stream: &tokio::net::UnixStream) {
+fn roomy(stream: &UnixStream) {
     if let Err(error) = setsockopt(stream, sockopt::SndBuf, &SENDING) {
         tracing::debug!(%error, "a connection has the kernel's usual room");
     }

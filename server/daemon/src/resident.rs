@@ -8,7 +8,7 @@
 //! Least is left over where the threads share few arenas: a pull of many layers allocates on some twenty threads, and
 //! each arena keeps what its threads needed most.
 //!
-//! The one place of the server with `unsafe` code: three calls of the C library.
+//! All of the daemon's `unsafe` code: three calls of the C library.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -21,6 +21,11 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// Between looks for memory that has become free.
 const EVERY: Duration = Duration::from_secs(60);
+
+/// Free memory that an arena keeps for what comes next is twice this, bytes. By default it begins at 128 KiB, and a
+/// client's messages, a quarter of a mebibyte each, would come into pages that the kernel has to clear first. What
+/// nothing came for, [`keep_small`] gives back.
+const KEPT: usize = 4 << 20;
 
 /// Has all threads share an arena for each processor, two to eight. To be called before there are threads.
 pub fn share_arenas() {
@@ -49,6 +54,10 @@ pub(crate) async fn keep_small(stopping: CancellationToken) {
 }
 
 fn after_start() {
+    // A mapped block of this size that becomes free is what the C library takes the measure from (mallopt(3),
+    // M_MMAP_THRESHOLD), as the first pull would give it. Not before the database has its buffers: ten of half a mebibyte,
+    // whose mapped pages are nowhere until they are written.
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT)));
     trim();
     drop_program_pages();
 }

@@ -42,25 +42,7 @@ fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
 
 /// How much time the client gives, where it says so.
 pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(TIMEOUT).and_then(|value| value.to_str().ok()).and_then(duration)
-}
-
-/// Reads `grpc-timeout`: up to eight digits and a unit.
-fn duration(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count * 3600)),
-        "M" => Some(Duration::from_secs(count * 60)),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
+    headers.get(TIMEOUT).and_then(|value| value.to_str().ok()).and_then(gantry_api::timeout::parse)
 }
 
 #[cfg(test)]
@@ -99,16 +81,5 @@ mod tests {
         assert_eq!((scope.namespace.as_str(), scope.lease.as_deref()), ("a", Some("b")));
         let left = scope.deadline.unwrap() - before;
         assert!(left >= Duration::from_secs(2) && left < Duration::from_secs(3), "{left:?}");
-    }
-
-    #[test]
-    fn every_unit_of_the_timeout_is_known_and_nonsense_means_none() {
-        let cases = [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5), ("6000000n", 6)];
-        for (text, milliseconds) in cases {
-            assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
-        }
-        for text in ["", "S", "1", "-1S", "123456789S", "1ä", "1X"] {
-            assert_eq!(duration(text), None, "{text}");
-        }
     }
 }

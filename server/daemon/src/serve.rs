@@ -20,7 +20,6 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
@@ -30,7 +29,7 @@ use tower::{Layer as _, Service};
 
 use crate::limits::{Counted, Gate, Gated};
 use crate::line::Line;
-use crate::listen::Connection;
+use crate::listen::{Connection, Io};
 use crate::scope;
 
 /// HTTP/2 windows: a chunk on its way never waits for an acknowledgement of the one before.
@@ -46,7 +45,7 @@ const ROUNDS: usize = 8;
 pub(crate) async fn serve<S, T>(connections: S, routes: Routes, gate: Gate, stopping: CancellationToken)
 where
     S: Stream<Item = io::Result<Connection<T>>> + Send + 'static,
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: Io + 'static,
 {
     let service = gate.layer(routes.prepare());
     let tasks = TaskTracker::new();
@@ -72,7 +71,7 @@ where
 /// Serves one connection.
 async fn attend<T>(connection: Connection<T>, service: Gated<Routes>, stopping: CancellationToken)
 where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: Io + 'static,
 {
     let Connection { stream, calls } = connection;
     let line = Line::new(stream);

@@ -14,7 +14,7 @@ use crate::core::{Core, lease, select};
 use crate::leases::unique;
 use crate::{Error, Result};
 
-pub use gantry_content::{CHUNK, ReaderAt, Status};
+pub use gantry_content::{CHUNK, Origin, ReaderAt, Status, origin};
 pub use gantry_metadata::Blob;
 
 /// The content of all namespaces.

@@ -314,8 +314,7 @@ impl Making<'_> {
     /// Takes everything back. What cannot be is left to a later purge, which finds it by the record.
     fn undo(&mut self) {
         if let Some(spawned) = self.spawned.take() {
-            let _ = sys::pidfd_send_signal(spawned.pidfd.0, libc::SIGKILL);
-            let _ = sys::wait_pid(spawned.pid);
+            sys::kill_child(spawned.pid, spawned.pidfd.0);
         }
         let _ = clear(&self.directory, &self.record);
         if !self.options.spec.hooks.poststop.is_empty() && self.record.pid != 0 {

@@ -33,8 +33,7 @@ pub(crate) fn exec(container: &Container, options: ExecOptions<'_>, at: ExecPlac
     match attend(container, &process, &ops, &spawned) {
         Ok(console) => Ok(Child { pid: spawned.pid, pidfd: own(spawned.pidfd), console: console.map(own) }),
         Err(error) => {
-            let _ = sys::pidfd_send_signal(spawned.pidfd.0, libc::SIGKILL);
-            let _ = sys::wait_pid(spawned.pid);
+            sys::kill_child(spawned.pid, spawned.pidfd.0);
             Err(error)
         }
     }
@@ -229,15 +228,13 @@ pub(crate) fn start_hooks(container: &Container) -> Result<()> {
             .map_err(|error| failed(error.to_string()))?;
         let wait =
             hook.timeout.filter(|seconds| *seconds > 0).map_or(-1, |seconds| (seconds as i32).saturating_mul(1000));
-        let ended = sys::readable(child.pidfd.as_raw_fd(), wait) == Ok(true);
-        if !ended {
-            let _ = sys::pidfd_send_signal(child.pidfd.as_raw_fd(), libc::SIGKILL);
+        if sys::readable(child.pidfd.as_raw_fd(), wait) != Ok(true) {
+            sys::kill_child(child.pid, child.pidfd.as_raw_fd());
+            return Err(failed("timed out and was killed".to_owned()));
         }
-        let status = sys::wait_pid(child.pid).unwrap_or(-1);
-        match (ended, status) {
-            (true, 0) => {}
-            (true, status) => return Err(failed(format!("wait status {status:#x}"))),
-            (false, _) => return Err(failed("timed out and was killed".to_owned())),
+        match sys::wait_pid(child.pid).unwrap_or(-1) {
+            0 => {}
+            status => return Err(failed(format!("wait status {status:#x}"))),
         }
     }
     Ok(())

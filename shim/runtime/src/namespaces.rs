@@ -191,7 +191,12 @@ fn spawn_through(namespaces: &Namespaces, cgroup: Option<&Fd>, ops: &[Op], proc:
     }
     drop((theirs, birth));
     let born = receive(&news);
-    let _ = sys::wait_pid(helper);
+    // One that has spoken has nothing to do any more but to end; another may be stuck.
+    let stuck = born.as_ref().err().and_then(|_| sys::pidfd_open(helper).ok());
+    match stuck {
+        Some(pidfd) => sys::kill_child(helper, pidfd.0),
+        None => drop(sys::wait_pid(helper)),
+    }
     let message = born?.0;
     if message.kind != Ask::Born as u32 {
         let what =

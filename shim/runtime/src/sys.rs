@@ -293,6 +293,15 @@ pub(crate) fn wait_pid(pid: i32) -> Sys<i32> {
     }
 }
 
+/// Kills a child that is of no use any more, and reaps it. One that the kernel does not let die in ten seconds is left
+/// to whoever reaps the caller's children: an undone step must not hang where the step did.
+pub(crate) fn kill_child(pid: i32, pidfd: RawFd) {
+    let _ = pidfd_send_signal(pidfd, libc::SIGKILL);
+    if readable(pidfd, 10_000) == Ok(true) {
+        let _ = wait_pid(pid);
+    }
+}
+
 /// Moves the calling process into namespaces: those of a process (pidfd, several flags) or one namespace's file.
 pub(crate) fn setns(fd: RawFd, flags: i32) -> Sys<()> {
     raw!(libc::SYS_setns, fd, flags).map(drop)

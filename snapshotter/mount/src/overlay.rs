@@ -1,14 +1,15 @@
 //! Overlay superblocks: any number of lower layers, id maps, long paths.
 //!
 //! One string holds 255 bytes in `fsconfig(2)` and a page in `mount(2)`; `lowerdir+` (Linux 6.8) takes one layer at a time, and
-//! descriptors (Linux 6.13) take paths of any length and layers that are mounted nowhere (Linux 6.15).
+//! descriptors (Linux 6.13) take paths of any length and layers that are mounted nowhere (Linux 6.15). What a kernel lacks
+//! is done in a mount namespace of its own, which is gone when the overlay is made.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Step, c_path};
 use crate::options::{Attributes, Options};
-use crate::superblock::{self, Context, MAX_VALUE};
+use crate::superblock::{self, Context, Cover, MAX_VALUE};
 use crate::{detach, sys};
 
 /// A lower layer, and whether it holds data only (after `::`).
@@ -27,10 +28,13 @@ impl Lower {
 /// An overlay as a detached mount; with a user namespace, its lower layers appear with ids mapped through it.
 pub(crate) fn mount(source: &str, options: &Options, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
     match user_namespace {
-        Some(namespace) => mapped(source, options, namespace),
+        Some(namespace) => match mapped(source, options, namespace) {
+            Err(Error::Unsupported { .. }) => covered(source, options, namespace),
+            result => result,
+        },
         None if is_short(options) => superblock::mount("overlay", source, options),
         None => match layer_by_layer(source, options) {
-            Err(error) if is_unknown_parameter(&error) => compact(source, options),
+            Err(error) if is_unknown_parameter(&error) => compact(source, options, Vec::new()),
             result => result,
         },
     }
@@ -42,7 +46,7 @@ fn is_short(options: &Options) -> bool {
 
 fn is_unknown_parameter(error: &Error) -> bool {
     matches!(error, Error::Call { step: Step::Configure | Step::Open, error, .. }
-        if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)))
+        if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)))
 }
 
 fn layer_by_layer(source: &str, options: &Options) -> Result<OwnedFd, Error> {
@@ -75,17 +79,21 @@ fn open(dir: std::os::fd::RawFd, path: &Path) -> Result<OwnedFd, Error> {
     sys::open_path(dir, &c_path(path)?).map_err(|error| Error::call(Step::Resolve, error).at(path))
 }
 
-/// For kernels that know only the one string: lower layers relative to the directory they share.
-fn compact(source: &str, options: &Options) -> Result<OwnedFd, Error> {
+fn lowers(options: &Options) -> Vec<Lower> {
     let lowers = options.data.iter().filter(|(key, _)| key == "lowerdir").filter_map(|(_, value)| value.as_deref());
-    let lowers: Vec<Lower> = lowers.flat_map(layers).collect();
+    lowers.flat_map(layers).collect()
+}
+
+/// For kernels that know only the one string: lower layers relative to the directory they share.
+fn compact(source: &str, options: &Options, covers: Vec<Cover>) -> Result<OwnedFd, Error> {
+    let lowers = lowers(options);
     let Some(shared) = shared_directory(&lowers) else {
-        return superblock::legacy("overlay", source, options, None);
+        return superblock::legacy("overlay", source, options, None, covers);
     };
     let mut options = options.clone();
     options.data.retain(|(key, _)| key != "lowerdir");
     options.data.push(("lowerdir".into(), Some(join_below(&lowers, &shared))));
-    superblock::legacy("overlay", source, &options, shared.to_str())
+    superblock::legacy("overlay", source, &options, shared.to_str(), covers)
 }
 
 /// Lower layers as descriptors below one id-mapped mount of the directory they share.
@@ -101,6 +109,16 @@ fn mapped(source: &str, options: &Options, namespace: BorrowedFd<'_>) -> Result<
         }
     }
     context.mount(options).map_err(too_old_for_detached_layers)
+}
+
+/// For kernels that take only layers that are mounted somewhere: each is covered by itself, mapped.
+fn covered(source: &str, options: &Options, namespace: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    let cover = |lower: Lower| {
+        let path = Path::new(&lower.path);
+        Ok(Cover { tree: map(path, namespace)?, directory: c_path(path)? })
+    };
+    let covers: Result<Vec<Cover>, Error> = lowers(options).into_iter().map(cover).collect();
+    compact(source, options, covers?)
 }
 
 fn too_old_for_detached_layers(error: Error) -> Error {
@@ -257,10 +275,51 @@ mod tests {
         ];
         let options = Options::parse(&words).unwrap();
         let table = crate::mountinfo::read().unwrap().len();
-        for mount in [compact, layer_by_layer] {
-            let tree = mount("overlay", &options).unwrap();
+        for mount in
+            [|options: &_| compact("overlay", options, Vec::new()), |options: &_| layer_by_layer("overlay", options)]
+        {
+            let tree = mount(&options).unwrap();
             let path = format!("/proc/self/fd/{}/file", tree.as_raw_fd());
             assert_eq!(std::fs::read_to_string(path).unwrap(), "bottom");
+        }
+        assert_eq!(crate::mountinfo::read().unwrap().len(), table);
+    }
+
+    #[test]
+    fn layers_that_have_to_be_mounted_appear_with_the_same_ids_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let lowers: Vec<_> = (0..3).map(|i| place(&format!("layers/{i}/fs"))).collect();
+        for (owner, lower) in (0..).zip(&lowers) {
+            let file = format!("{lower}/{owner}");
+            std::fs::write(&file, "").unwrap();
+            std::os::unix::fs::chown(&file, Some(owner), Some(owner + 10)).unwrap();
+        }
+        let (upper, work) = (place("upper"), place("work"));
+        let words = [format!("lowerdir={}", lowers.join(":")), format!("upperdir={upper}"), format!("workdir={work}")];
+        let options = Options::parse(&words).unwrap();
+        let map = crate::idmap::IdMap::parse("0:100000:65536").unwrap();
+        let namespace = crate::idmap::user_namespace(&map, &map).unwrap();
+        let table = crate::mountinfo::read().unwrap().len();
+        for mount in [covered, mapped] {
+            let tree = match mount("overlay", &options, namespace.as_fd()) {
+                // The other is for newer kernels.
+                Err(Error::Unsupported { .. }) => continue,
+                tree => tree.unwrap(),
+            };
+            for owner in 0..3 {
+                let path = format!("/proc/self/fd/{}/{owner}", tree.as_raw_fd());
+                let found = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&path).unwrap());
+                assert_eq!(found, 100_000 + owner);
+                let group = std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(&path).unwrap());
+                assert_eq!(group, 100_010 + owner);
+            }
+            std::fs::write(format!("/proc/self/fd/{}/new", tree.as_raw_fd()), "").unwrap();
+            assert!(std::fs::exists(format!("{upper}/new")).unwrap());
         }
         assert_eq!(crate::mountinfo::read().unwrap().len(), table);
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Error, Step, c_str};
 use crate::options::Options;
@@ -62,7 +62,6 @@ impl Context {
 
     /// Changes the superblock that was picked.
     pub(crate) fn reconfigure(path: BorrowedFd<'_>, options: &Options) -> Result<(), Error> {
-        use std::os::fd::AsRawFd;
         let fs = sys::fspick(path.as_raw_fd(), c"").map_err(|error| Error::call(Step::Open, error))?;
         let context = Context { fs };
         context.flag(if options.read_only() { "ro" } else { "rw" })?;
@@ -99,20 +98,44 @@ fn message(bytes: &[u8]) -> String {
 pub(crate) fn mount(kind: &str, source: &str, options: &Options) -> Result<OwnedFd, Error> {
     let long = |value: &String| value.len() > MAX_VALUE;
     if source.len() > MAX_VALUE || options.data.iter().any(|(_, value)| value.as_ref().is_some_and(long)) {
-        return legacy(kind, source, options, None);
+        return legacy(kind, source, options, None, Vec::new());
     }
     let context = Context::open(kind, source, options)?;
     options.data.iter().try_for_each(|(key, value)| context.data(key, value.as_deref()))?;
     context.mount(options)
 }
 
+/// A detached mount that stands for a directory in a namespace that nobody else sees.
+#[derive(Debug)]
+pub(crate) struct Cover {
+    pub(crate) tree: OwnedFd,
+    pub(crate) directory: CString,
+}
+
+impl Cover {
+    fn put(&self) -> io::Result<()> {
+        sys::move_mount(self.tree.as_raw_fd(), c"", sys::CWD, &self.directory, sys::MOVE_MOUNT_F_EMPTY_PATH)
+    }
+}
+
 /// The same through `mount(2)`, whose options are one string of up to a page: in a thread with a mount namespace of its
-/// own, from which the mount is taken out detached. With `directory` the options' relative paths are below it.
-pub(crate) fn legacy(kind: &str, source: &str, options: &Options, directory: Option<&str>) -> Result<OwnedFd, Error> {
+/// own, from which the mount is taken out detached. With `directory` the options' relative paths are below it; `covers`
+/// are there while it is mounted.
+pub(crate) fn legacy(
+    kind: &str,
+    source: &str,
+    options: &Options,
+    directory: Option<&str>,
+    covers: Vec<Cover>,
+) -> Result<OwnedFd, Error> {
     let (kind, source, data) = (c_str(kind)?, c_str(source)?, c_str(&data_string(options))?);
     let directory = c_str(directory.unwrap_or("/"))?;
     let flags = legacy_flags(options);
-    let work = move || -> io::Result<OwnedFd> { legacy_mount(&source, &directory, &kind, flags, &data) };
+    let work = move || -> io::Result<OwnedFd> {
+        sys::unshare_mounts()?;
+        covers.iter().try_for_each(Cover::put)?;
+        legacy_mount(&source, &directory, &kind, flags, &data)
+    };
     let thread = std::thread::Builder::new().name("mount".into()).spawn(work);
     let result = thread
         .and_then(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked"))));
@@ -126,7 +149,6 @@ fn legacy_mount(
     flags: u64,
     data: &CString,
 ) -> io::Result<OwnedFd> {
-    sys::unshare_mounts()?;
     nix::unistd::chdir(directory.as_c_str())?;
     // Nobody else sees this namespace, so any directory will do to mount on.
     sys::mount(source, directory, kind, flags, data)?;

@@ -21,10 +21,10 @@ use crate::creations::new_id;
 use crate::stages::{LONG, Stages};
 use crate::{Cri, Error, Result};
 
-/// Directory of CRIU's images within an archive.
-const IMAGES: &str = "checkpoint";
+/// Directory of CRIU's images within a checkpoint.
+pub(crate) const IMAGES: &str = "checkpoint";
 /// What the container changed in its root file system, a compressed layer.
-const CHANGES: &str = "rootfs-diff.tar";
+pub(crate) const CHANGES: &str = "rootfs-diff.tar";
 
 impl Cri {
     /// Checkpoints a container into an archive at `location`, which is there whole or not at all.
@@ -55,24 +55,24 @@ impl Cri {
 
     async fn make_checkpoint(&self, container: &Arc<Container>, location: &Path) -> Result<()> {
         let _one = container.gate.lock().await;
-        if container.state() != ContainerState::ContainerRunning {
-            let (is, wanted) = (container.state().as_str_name(), ContainerState::ContainerRunning.as_str_name());
-            let text =
-                format!("container {:?} is in {is} state. only {wanted} containers can be checkpointed", container.id);
-            return Err(Error::State(text));
-        }
+        check_runs(container)?;
         let stages = Stages::begin(self, "checkpoint", &container.id);
         let parts = Parts::new(&self.root)?;
-        let record = self.engine.containers.get(&self.scope, &container.id).await?;
-        stages.run("waiting for the shim to write images", LONG, self.write_images(container, &parts.0)).await?;
-        stages.run("storing what the container changed", LONG, self.write_changes(&record, &parts.0)).await?;
-        describe(container, &record, &parts.0)?;
+        self.capture(container, &parts.0, &stages).await?;
         let (from, to) = (parts.0.clone(), location.to_owned());
         let archiving = async move {
             let archiving = tokio::task::spawn_blocking(move || archive(&from, &to));
             archiving.await.map_err(|_| Error::Stopped { what: "writing a checkpoint's archive" })?
         };
         stages.run("writing the archive", LONG, archiving).await
+    }
+
+    /// Writes a container's images, what it changed and what describes it into a directory that is there.
+    pub(crate) async fn capture(&self, container: &Container, into: &Path, stages: &Stages) -> Result<()> {
+        let record = self.engine.containers.get(&self.scope, &container.id).await?;
+        stages.run("waiting for the shim to write images", LONG, self.write_images(container, into)).await?;
+        stages.run("storing what the container changed", LONG, self.write_changes(&record, into)).await?;
+        describe(container, &record, into)
     }
 
     async fn write_images(&self, container: &Container, parts: &Path) -> Result<()> {
@@ -120,6 +120,17 @@ impl Cri {
         }
         Ok(())
     }
+}
+
+/// Only what runs can be checkpointed.
+pub(crate) fn check_runs(container: &Container) -> Result<()> {
+    let (is, wanted) = (container.state(), ContainerState::ContainerRunning);
+    if is == wanted {
+        return Ok(());
+    }
+    let (is, wanted) = (is.as_str_name(), wanted.as_str_name());
+    let text = format!("container {:?} is in {is} state. only {wanted} containers can be checkpointed", container.id);
+    Err(Error::State(text))
 }
 
 /// How much of a layer is copied at once.

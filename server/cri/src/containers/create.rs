@@ -1,5 +1,6 @@
 //! CreateContainer: image, volumes, snapshot, configuration, record. No process yet; what fails leaves nothing behind.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -28,9 +29,27 @@ struct Making {
     id: String,
     pod: Arc<Pod>,
     config: wire::ContainerConfig,
+    /// The part of a pod's checkpoint that it goes on from.
+    from: Option<PathBuf>,
 }
 
 impl Cri {
+    /// Makes a container that goes on, once started, from a part of a pod's checkpoint. All of the part that it needs is
+    /// its own then. The pod is known to nobody yet, so no other container can want the name.
+    pub(crate) async fn revive_container(
+        &self,
+        pod: &Arc<Pod>,
+        config: &wire::ContainerConfig,
+        from: PathBuf,
+    ) -> Result<()> {
+        let (name, id) = (container_name(config, pod), new_id()?);
+        let making = Making { id: id.clone(), pod: Arc::clone(pod), config: config.clone(), from: Some(from) };
+        let stages = Stages::begin(self, "container", &id);
+        self.container_names.occupy(&name, &id);
+        let made = self.make_container(making, &stages).await;
+        made.inspect_err(|_| self.container_names.free(&name, &id))
+    }
+
     /// Makes a container; gives its id. A retry joins.
     pub(crate) async fn create_container(&self, request: wire::CreateContainerRequest) -> Result<String> {
         let bytes = request.encode_to_vec();
@@ -42,7 +61,7 @@ impl Cri {
         }
         let name = container_name(&config, &pod);
         let id = new_id()?;
-        let (cri, making) = (self.clone(), Making { id: id.clone(), pod, config });
+        let (cri, making) = (self.clone(), Making { id: id.clone(), pod, config, from: None });
         let make = async move {
             let stages = Stages::begin(&cri, "container", &making.id);
             cri.make_container(making, &stages).await
@@ -75,7 +94,7 @@ impl Cri {
         snapshotter: &str,
         stages: &Stages,
     ) -> Result<(Arc<Container>, Hold)> {
-        let Making { id, pod, config } = making;
+        let Making { id, pod, config, .. } = making;
         let asked = config.image.clone().unwrap_or_default();
         let image = stages.run("looking for the image", SHORT, self.image(&asked.image)).await?;
         let missing = || Error::NotFound { what: "image", id: asked.image.clone() };
@@ -94,6 +113,9 @@ impl Cri {
             self.fill_volumes(id, snapshotter, &ready.volumes).await
         };
         stages.run("making the snapshot", PATIENCE, prepare).await?;
+        if let Some(from) = &making.from {
+            stages.run("copying the checkpoint", LONG, self.keep_checkpoint(id, from.clone())).await?;
+        }
         let describe = self.describe(making, &image, &ready, snapshotter, ranges, stages);
         stages.run("describing it for the runtime", PATIENCE, describe).await
     }
@@ -107,7 +129,7 @@ impl Cri {
         users: Option<Vec<gantry_engine::spec::IdRange>>,
         stages: &Stages,
     ) -> Result<(Arc<Container>, Hold)> {
-        let Making { id, pod, config } = making;
+        let Making { id, pod, config, .. } = making;
         let security = security_of(config);
         let accounts = self.accounts_of(id, snapshotter).await?;
         let mut identity = identity(&security, &image.user(), &accounts)?;
@@ -146,6 +168,7 @@ impl Cri {
             log_path: log_path(&pod.config(), config),
             stop_signal: super::stop::stop_signal(config, image)?,
             identity,
+            restores: making.from.is_some(),
             ..Facts::default()
         };
         let value = serde_json::to_vec(&spec).map_err(|error| Error::State(format!("container spec: {error}")))?;
@@ -159,7 +182,7 @@ impl Cri {
 
     /// Enters a container before anything is made for it. Without [`Facts`], it was not made to the end.
     async fn record_intent(&self, making: &Making, image: &Image, snapshotter: &str) -> Result<()> {
-        let Making { id, pod, config } = making;
+        let Making { id, pod, config, .. } = making;
         let handler = self.handler(&pod.facts().handler)?;
         let snapshotter = if snapshotter.is_empty() { self.engine.snapshots.default_name() } else { snapshotter };
         let mut labels = labels(config, image);
@@ -260,7 +283,7 @@ fn log_path(pod: &wire::PodSandboxConfig, config: &wire::ContainerConfig) -> Str
 }
 
 /// Checks what does not depend on this node.
-fn check(config: &wire::ContainerConfig) -> Result<()> {
+pub(crate) fn check(config: &wire::ContainerConfig) -> Result<()> {
     let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata", "must be set"))?;
     if metadata.name.is_empty() {
         return Err(Error::invalid("config.metadata.name", "must not be empty"));

@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use gantry_api::pb::runtime::v1 as wire;
 use tokio::sync::watch;
 
+pub(crate) use checkpoint::{CHANGES, IMAGES, check_runs};
+pub(crate) use create::check;
 pub(crate) use record::Facts;
 pub(crate) use status::{state_of, status_of};
 pub(crate) use update::merge;

@@ -33,6 +33,10 @@ pub(crate) struct Facts {
     pub(crate) stop_signal: i32,
     /// Who its process is.
     pub(crate) identity: Identity,
+    /// Whether it is started from images of processes, which lie among its files until then.
+    pub(crate) restores: bool,
+    /// Whether it is frozen while its pod is checkpointed.
+    pub(crate) held: bool,
     /// When it was started, nanoseconds since 1970; 0 before.
     pub(crate) started_at: i64,
     /// When it ended; 0 before.

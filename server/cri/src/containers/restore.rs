@@ -45,6 +45,15 @@ impl Cri {
         self.containers.insert(&container);
         self.container_names.occupy(&name, &id);
         self.follow_task(&container).await;
+        if container.facts().held {
+            let cri = self.clone();
+            tokio::spawn(async move {
+                // The daemon ended while its pod was checkpointed.
+                if let Err(error) = cri.thaw(&container).await {
+                    tracing::warn!(id = container.id, %error, "a container stays frozen");
+                }
+            });
+        }
     }
 
     /// Takes up a container of which the shim does not answer.

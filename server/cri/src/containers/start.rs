@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use gantry_api::pb::runtime::v1 as wire;
-use gantry_engine::tasks::{Create, LogTo};
+use gantry_engine::tasks::{Checkpoint, Create, LogTo};
 
 use super::record::Facts;
-use super::{Container, record};
+use super::{CHANGES, Container, IMAGES, record};
 use crate::events::Kind;
 use crate::{Cri, Error, Result};
 
@@ -50,6 +50,9 @@ impl Cri {
                     facts.pid = pid;
                 })
                 .await?;
+                if container.facts().restores {
+                    self.forget_checkpoint(&container.id).await;
+                }
                 // Told before the end can be.
                 self.events.tell(self, Kind::Started, &container.id, &pod).await;
                 self.watch_container(container);
@@ -95,6 +98,10 @@ impl Cri {
             stdout: io.stdout,
             stderr: io.stderr,
             terminal: config.tty,
+            checkpoint: facts.restores.then(|| {
+                let from = self.checkpoint_of(&container.id);
+                Checkpoint::Directory { images: from.join(IMAGES), changes: Some(from.join(CHANGES)) }
+            }),
             ..Create::default()
         };
         let failed = Error::at("failed to create containerd task");
@@ -104,7 +111,7 @@ impl Cri {
     }
 
     /// Changes a container's facts, on the disk first.
-    pub(super) async fn set_facts(&self, container: &Container, change: impl FnOnce(&mut Facts)) -> Result<()> {
+    pub(crate) async fn set_facts(&self, container: &Container, change: impl FnOnce(&mut Facts)) -> Result<()> {
         let mut facts = container.facts();
         change(&mut facts);
         let mut all = self.engine.containers.get(&self.scope, &container.id).await?;

@@ -1,9 +1,11 @@
 //! Pods: the engine's sandboxes of namespace `k8s.io` with what Kubernetes asked for them.
 
+mod checkpoint;
 mod network;
 mod pause;
 mod record;
 mod restore;
+mod revive;
 mod run;
 mod spec;
 mod status;

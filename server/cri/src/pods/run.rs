@@ -54,7 +54,13 @@ impl Cri {
         self.pod_names.join(&name, id, bytes, make).await
     }
 
-    async fn make_pod(&self, id: &str, config: wire::PodSandboxConfig, handler: &str, stages: &Stages) -> Result<()> {
+    pub(super) async fn make_pod(
+        &self,
+        id: &str,
+        config: wire::PodSandboxConfig,
+        handler: &str,
+        stages: &Stages,
+    ) -> Result<()> {
         let found = self.handler(handler);
         let runtime = found.map_err(Error::at(format!("unable to get OCI runtime for sandbox {id:?}")))?.clone();
         let facts = self.first_facts(handler, &config)?;
@@ -146,10 +152,15 @@ impl Cri {
     async fn write_files(&self, pod: &Pod) -> Result<()> {
         let config = pod.config();
         let (files, hostname) = (self.pod_files(&pod.id), hostname_of(&config)?);
-        let shared = namespaces_of(&config).ipc() == NamespaceMode::Node;
+        let namespaces = namespaces_of(&config);
+        let users = user_ranges("config.linux.security_context.namespace_options", &namespaces)?;
+        // Groups have the same range.
+        let root = users.and_then(|(uids, _)| uids.iter().find(|range| range.container == 0).map(|range| range.host));
+        let owner = root.unwrap_or_default();
+        let shared = namespaces.ipc() == NamespaceMode::Node;
         let write = move || {
-            files.write(&hostname, config.dns_config.as_ref())?;
-            if shared { Ok(()) } else { files.mount_shm() }
+            files.write(&hostname, config.dns_config.as_ref(), owner)?;
+            if shared { Ok(()) } else { files.mount_shm(owner) }
         };
         tokio::task::spawn_blocking(write).await.map_err(|_| Error::Stopped { what: "writing the pod's files" })?
     }
@@ -249,7 +260,7 @@ fn container_record(pod: &Pod, labels: gantry_types::Labels, runtime: Runtime, s
 }
 
 /// Checks what does not depend on this node; gives the pod's name.
-fn check(config: &wire::PodSandboxConfig) -> Result<String> {
+pub(super) fn check(config: &wire::PodSandboxConfig) -> Result<String> {
     let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata", "must be set"))?;
     for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)] {
         if value.is_empty() {

@@ -2,11 +2,12 @@
 
 use async_trait::async_trait;
 use gantry_api::pb::runtime::v1 as wire;
+use gantry_api::timeout;
 use tonic::{Request, Response};
 use wire::runtime_service_server::RuntimeService;
 
 use super::{Answers, Reply, chunks, reply};
-use crate::{Cri, Error};
+use crate::Cri;
 
 /// The service of pods and containers.
 #[derive(Clone)]
@@ -200,13 +201,14 @@ impl RuntimeService for Runtime {
     }
 
     async fn checkpoint_pod(&self, request: Request<wire::CheckpointPodRequest>) -> Reply<wire::CheckpointPodResponse> {
+        let limit = timeout::of(request.metadata());
         let r = request.into_inner();
-        reply(Err(not_offered("CheckpointPod", &r.pod_sandbox_id)))
+        reply(self.0.checkpoint_pod(r, limit).await.map(|()| wire::CheckpointPodResponse {}))
     }
 
     async fn restore_pod(&self, request: Request<wire::RestorePodRequest>) -> Reply<wire::RestorePodResponse> {
-        let r = request.into_inner();
-        reply(Err(not_offered("RestorePod", &r.checkpoint_path)))
+        let limit = timeout::of(request.metadata());
+        reply(self.0.revive_pod(request.into_inner(), limit).await)
     }
 
     async fn list_metric_descriptors(
@@ -298,9 +300,4 @@ impl RuntimeService for Runtime {
     ) -> Reply<Answers<wire::ContainerEventResponse>> {
         Ok(Response::new(Box::pin(self.0.events.subscribe())))
     }
-}
-
-/// What this release does not offer.
-fn not_offered(call: &str, of: &str) -> Error {
-    Error::Unimplemented(format!("{call} of {of:?} is not offered"))
 }

@@ -45,9 +45,19 @@ impl Cri {
 
     /// All handlers; the default one also under the empty name.
     fn runtime_handlers(&self) -> Vec<wire::RuntimeHandler> {
-        let features = wire::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
+        let features = |name: &str| wire::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: self.maps_ids(name),
+        };
         let names = std::iter::once(String::new()).chain(self.config.runtime.runtimes.keys().cloned());
-        names.map(|name| wire::RuntimeHandler { name, features: Some(features) }).collect()
+        names.map(|name| wire::RuntimeHandler { features: Some(features(&name)), name }).collect()
+    }
+
+    /// Whether the files of a handler's containers can be seen with other owners, as a user namespace needs it. Overlays
+    /// cannot have their layers mapped on every kernel.
+    fn maps_ids(&self, handler: &str) -> bool {
+        let snapshotter = self.engine.snapshots.snapshotter(&self.snapshotter_of(handler));
+        snapshotter.is_ok_and(|snapshotter| snapshotter.capabilities().iter().any(|word| word.ends_with("remap-ids")))
     }
 
     pub(super) fn runtime_config(&self) -> Result<wire::RuntimeConfigResponse> {

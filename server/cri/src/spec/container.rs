@@ -110,21 +110,21 @@ impl Cri {
         }
         let files = self.pod_files(&plan.pod.id);
         let access = if security.readonly_rootfs { "ro" } else { "rw" };
-        let users = plan.users.as_deref();
+        // They are the pod's root's already.
         let own = [
             (files.hostname(), "/etc/hostname"),
             (files.hosts(), "/etc/hosts"),
             (files.resolv_conf(), "/etc/resolv.conf"),
         ];
         for (source, target) in own.iter().filter(|(_, target)| !is_named(plan.config, target)) {
-            builder = builder.mapped_mount(&mounts::bind(&source.to_string_lossy(), target, access, users))?;
+            builder = builder.mapped_mount(&mounts::bind(&source.to_string_lossy(), target, access, None))?;
         }
         if is_named(plan.config, "/dev/shm") {
             return Ok(builder);
         }
         let shared = options_of(security).ipc() == NamespaceMode::Node;
         let shm = if shared { "/dev/shm".to_owned() } else { files.shm().to_string_lossy().into_owned() };
-        Ok(builder.mapped_mount(&mounts::bind(&shm, "/dev/shm", "rw", users.filter(|_| !shared)))?)
+        Ok(builder.mapped_mount(&mounts::bind(&shm, "/dev/shm", "rw", None))?)
     }
 
     fn security(

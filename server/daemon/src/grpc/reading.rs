@@ -1,5 +1,5 @@
-//! `Content.Read`: the bytes of a blob go to the connection as they were read, each chunk behind the few bytes that make
-//! it a message, without a copy.
+//! `Content.Read`: the bytes of a blob go to the connection as they are, each chunk behind the few bytes that make it a
+//! message; what the kernel has in memory is copied once, to the client.
 
 use std::sync::Arc;
 
@@ -62,15 +62,17 @@ async fn answer_read(
 }
 
 /// The bytes from `start` to `end`, a chunk a message. Offsets on the wire count from `start`. Where the kernel has the
-/// bytes at hand a chunk is read when it is asked for; else one is read while another is sent.
+/// bytes at hand a chunk is looked up when it is asked for; else one is read while another is sent.
 fn pieces(blob: Arc<dyn ReaderAt>, start: u64, end: u64) -> BoxStream<'static, Result<Piece, Status>> {
     let offsets = (start..end).step_by(CHUNK);
     let read = move |offset: u64| {
         let blob = Arc::clone(&blob);
         let len = usize::try_from(end - offset).map_or(CHUNK, |left| left.min(CHUNK));
         async move {
-            let data = blob.read_at(offset, len).await.map_err(status::of)?;
-            let data = whole(data, len)?;
+            let data = match blob.mapped(offset, len) {
+                Some(data) => data,
+                None => whole(blob.read_at(offset, len).await.map_err(status::of)?, len)?,
+            };
             Ok((head(offset - start, data.len())?, data))
         }
     };

@@ -45,7 +45,6 @@ fn idle() -> ! {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        let _ = sys::pidfd_send_signal(self.pidfd.0, libc::SIGKILL);
-        let _ = sys::wait_pid(self.pid);
+        sys::kill_child(self.pid, self.pidfd.0);
     }
 }

@@ -255,8 +255,10 @@ impl Restoring<'_> {
 
     fn undo(&mut self) {
         let _ = clear(&self.directory, &self.record);
-        if self.record.pid > 0 {
-            let _ = sys::wait_pid(self.record.pid);
+        if self.record.pid > 0
+            && let Ok(pidfd) = sys::pidfd_open(self.record.pid)
+        {
+            sys::kill_child(self.record.pid, pidfd.0);
         }
     }
 }

@@ -108,7 +108,8 @@ impl Swrk {
             let success = result.is_ok();
             refused = refused.or(result.err());
             let reply = Request { kind: Kind::Notify as i32, notify_success: Some(success), ..Request::default() };
-            self.send(&reply, kind)?;
+            // What was refused may have been killed with it, before it could hear so.
+            self.send(&reply, kind).map_err(|error| refused.take().unwrap_or(error))?;
         }
     }
 
