@@ -79,8 +79,11 @@ impl Containers {
     async fn note_new_image(&self, scope: &Scope, container: &Container, fields: &[String]) -> Result<()> {
         let records = self.core.db.containers(&scope.namespace);
         let is_named = fields.is_empty() || fields.iter().any(|field| field == "image");
+        if !is_named || container.image.is_empty() {
+            return Ok(());
+        }
         let Ok(old) = records.get(container.id.as_str()) else { return Ok(()) };
-        if !is_named || container.image.is_empty() || old.image == container.image {
+        if old.image == container.image {
             return Ok(());
         }
         match origin::note_again(&self.core, scope, container.id.as_str(), &container.image).await {

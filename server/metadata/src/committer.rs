@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync_mpsc;
 use std::thread::{Builder, JoinHandle};
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
@@ -65,7 +66,8 @@ pub(crate) fn start(
     let exported = Arc::new(AtomicU64::new(0));
     let exporter = Exporter { config, memory: memory.clone(), nudges, exported: exported.clone() };
     let exporter = Builder::new().name("metadata-export".into()).spawn(move || exporter.run())?;
-    let committer = Committer { store, memory, requests, journal, exported, nudge, unexported: 0 };
+    let runtime = Handle::try_current().ok();
+    let committer = Committer { store, memory, requests, journal, exported, nudge, unexported: 0, runtime };
     Builder::new().name("metadata".into()).spawn(move || {
         committer.run();
         if exporter.join().is_err() {
@@ -83,6 +85,8 @@ struct Committer {
     exported: Arc<AtomicU64>,
     nudge: sync_mpsc::SyncSender<Nudge>,
     unexported: u64,
+    /// The callers', where the store was opened in one.
+    runtime: Option<Handle>,
 }
 
 /// Asks for an export; carries who waits for it.
@@ -103,8 +107,11 @@ impl Committer {
                 next = (acknowledge.len() < MAX_BATCH).then(|| self.requests.try_recv().ok()).flatten();
             }
             let durable = self.commit(batch.changes);
-            for acknowledge in acknowledge {
-                acknowledge(&durable);
+            let told = move || acknowledge.into_iter().for_each(|acknowledge| acknowledge(&durable));
+            match &self.runtime {
+                // One wake-up of the runtime for all of them, and the next batch waits for none.
+                Some(runtime) => drop(runtime.spawn(async { told() })),
+                None => told(),
             }
         }
     }

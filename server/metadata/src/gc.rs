@@ -101,6 +101,10 @@ struct Entry {
     exists: bool,
     /// By a visit that is not flat, by one that is.
     reached: [Reached; 2],
+    /// How many of the edges such a visit has passed on; none before the first one.
+    passed: [Option<usize>; 2],
+    /// Whether it is a lease that passes on less.
+    is_flat: bool,
     /// Who says that it lives as long as this does.
     back: Vec<usize>,
 }
@@ -128,6 +132,7 @@ impl Marker {
         }
         let entry = &mut self.entries[at];
         entry.exists = true;
+        entry.is_flat |= matches!(node.target, Target::Lease(_)) && edges.contains(&Edge::Flat);
         entry.edges.extend(edges);
         entry.follow_again(at, &mut self.todo);
         if is_root {
@@ -216,6 +221,8 @@ impl Marker {
             edges: Vec::new(),
             exists: false,
             reached: [Reached::Not; 2],
+            passed: [None; 2],
+            is_flat: false,
             back: Vec::new(),
         });
         at
@@ -235,16 +242,20 @@ impl Marker {
         }
     }
 
+    /// Passes on what was not before: a lease with many resources is visited for each of them.
     fn follow(&mut self, visit: Visit) {
         let by = Reached::From(visit);
-        if !visit.flat {
-            for back in self.entries[visit.entry].back.clone() {
+        let entry = &mut self.entries[visit.entry];
+        let before = entry.passed[usize::from(visit.flat)].replace(entry.edges.len());
+        if before.is_none() && !visit.flat {
+            for back in entry.back.clone() {
                 self.reach(back, false, by);
             }
         }
-        let Entry { node, edges, .. } = &self.entries[visit.entry];
-        let flat = visit.flat || edges.contains(&Edge::Flat) && matches!(node.target, Target::Lease(_));
-        let passed = edges.iter().filter_map(|edge| passes(&node.target, visit.flat, edge));
+        let Entry { node, edges, is_flat, .. } = &self.entries[visit.entry];
+        let flat = visit.flat || *is_flat;
+        let fresh = &edges[before.unwrap_or(0)..];
+        let passed = fresh.iter().filter_map(|edge| passes(&node.target, visit.flat, edge));
         let passed: Vec<Node> = passed.map(|target| Node { namespace: node.namespace.clone(), target }).collect();
         for node in passed {
             let at = self.entry(&node);
@@ -540,6 +551,22 @@ mod tests {
         ]);
         let removed: Vec<Node> = mark(&graph, &[], NOW).into_iter().map(|r| r.node).collect();
         assert_eq!(removed, [at(content("layer"))]);
+    }
+
+    /// Looked at anew for each of them, these would be five thousand million.
+    #[test]
+    fn each_resource_of_a_lease_is_looked_at_once() {
+        let lease = at(Target::Lease("l".into()));
+        let mut marker = Marker::new(NOW);
+        marker.add(lease.clone(), vec![]);
+        for number in 0..100_000 {
+            marker.add(at(content(&format!("{number}"))), vec![]);
+            marker.refer(&lease, content(&format!("{number}")));
+        }
+        marker.add(at(content("loose")), vec![]);
+        assert_eq!(marker.removals(), [Removal { node: at(content("loose")), reason: Reason::Unreferenced }]);
+        marker.refer(&lease, content("loose"));
+        assert!(marker.is_reached(&at(content("loose"))));
     }
 
     #[test]

@@ -24,6 +24,14 @@ pub(crate) struct Records {
     runs: BTreeMap<Box<[u8]>, Arc<Vec<Record>>>,
 }
 
+/// A place between two records, for who goes on from it later.
+#[derive(Debug)]
+pub(crate) struct Place {
+    run: Option<Arc<Vec<Record>>>,
+    /// Where in the run the record behind it is.
+    at: usize,
+}
+
 impl Records {
     pub(crate) fn get(&self, name: &[u8]) -> Option<&Value> {
         let (_, run) = self.runs.range::<[u8], _>(up_to(name)).next_back()?;
@@ -86,6 +94,25 @@ impl Records {
         };
         let runs = self.runs.range::<[u8], _>((first, Bound::Unbounded));
         runs.flat_map(move |(_, run)| &run[run.partition_point(before)..]).map(|(name, value)| (name, value))
+    }
+
+    /// The place before the first record whose name is `name` or behind it.
+    pub(crate) fn place(&self, name: &[u8]) -> Place {
+        let run = self.runs.range::<[u8], _>(up_to(name)).next_back();
+        let run = run.or_else(|| self.runs.first_key_value()).map(|(_, run)| run.clone());
+        Place { at: run.as_ref().map_or(0, |run| run.partition_point(|(other, _)| **other < *name)), run }
+    }
+
+    /// The record behind a place in this very map, or in the one it is a copy of; the place moves behind it.
+    pub(crate) fn step<'p>(&self, place: &'p mut Place) -> Option<(&'p [u8], &'p Value)> {
+        let run = place.run.as_ref()?;
+        if run.len() <= place.at {
+            let behind = (Bound::Excluded(&*run.last()?.0), Bound::Unbounded);
+            let next = self.runs.range::<[u8], _>(behind).next()?.1.clone();
+            *place = Place { run: Some(next), at: 0 };
+        }
+        place.at += 1;
+        place.run.as_ref()?.get(place.at - 1).map(|(name, value)| (&**name, value))
     }
 
     /// The records whose name begins with `prefix`, sorted by name.
@@ -155,6 +182,14 @@ mod tests {
                     prop_assert_eq!(ours.contains(&name), model.contains_key(&name));
                     for from in [Bound::Included(&*name), Bound::Excluded(&*name)] {
                         prop_assert!(same(ours.from(from), model.range::<[u8], _>((from, Bound::Unbounded))));
+                    }
+                    let (mut place, mut behind) = (ours.place(&name), model.range::<[u8], _>((Bound::Included(&*name), Bound::Unbounded)));
+                    loop {
+                        let step = ours.step(&mut place);
+                        prop_assert_eq!(step, behind.next().map(|(name, value)| (&**name, value)));
+                        if step.is_none() {
+                            break;
+                        }
                     }
                     let starting = model.iter().filter(|(other, _)| other.starts_with(&name));
                     prop_assert!(same(ours.starting(&name), starting));

@@ -1,11 +1,10 @@
 //! Walking the records of one kind, decoded as they are asked for.
 
 use std::marker::PhantomData;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::records::Records;
+use crate::records::{Place, Records};
 use crate::table::Record;
 use crate::view::Viewed;
 
@@ -14,30 +13,21 @@ use crate::view::Viewed;
 pub struct Scan<R> {
     records: Arc<Records>,
     prefix: Vec<u8>,
-    last: Option<Box<[u8]>>,
+    place: Place,
     kind: PhantomData<fn() -> R>,
 }
 
 impl<R> Scan<R> {
     pub(crate) fn new(records: Arc<Records>, prefix: Vec<u8>) -> Scan<R> {
-        Scan { records, prefix, last: None, kind: PhantomData }
+        Scan { place: records.place(&prefix), records, prefix, kind: PhantomData }
     }
 }
 
 impl<R> Scan<R> {
-    /// Shows the next record, by name and as it is stored, and remembers it as seen.
+    /// Shows the next record, by name and as it is stored.
     fn step<T>(&mut self, see: impl FnOnce(&[u8], &[u8]) -> T) -> Option<T> {
-        let from: Bound<&[u8]> = match &self.last {
-            Some(last) => Bound::Excluded(last),
-            None => Bound::Included(&self.prefix),
-        };
-        let (name, value) = self.records.from(from).next()?;
-        if !name.starts_with(&self.prefix) {
-            return None;
-        }
-        let seen = see(name, value);
-        self.last = Some(name.clone());
-        Some(seen)
+        let (name, value) = self.records.step(&mut self.place)?;
+        name.starts_with(&self.prefix).then(|| see(name, value))
     }
 }
 

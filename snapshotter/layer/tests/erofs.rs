@@ -220,6 +220,19 @@ fn marks_of_an_overlay_that_mean_nothing_elsewhere_are_left_out() {
     );
 }
 
+#[test]
+fn a_link_cannot_take_the_place_of_a_directory_around_its_target() {
+    let sandbox = Sandbox::new();
+    let bytes = Tar::new().file("a/b/c", "x").link("a", "a/b/c").end();
+    let image = sandbox.outer().join("image");
+    let error = make(&bytes, &image, &overlay(&[])).unwrap_err().to_string();
+    assert!(error.contains("a/b/c"), "{error}");
+    assert!(apply(&bytes[..], &sandbox.root(), &overlay(&[])).is_err());
+    // Beside it there is nothing wrong with it.
+    let bytes = Tar::new().file("a/b/c", "x").dir("d").link("d", "a/b/c").end();
+    make(&bytes, &sandbox.outer().join("other"), &overlay(&[])).unwrap();
+}
+
 /// One entry of a made-up layer.
 fn any_entry() -> impl Strategy<Value = (u8, String, String)> {
     let path = "[ab](/[abc]){0,2}";
@@ -227,7 +240,7 @@ fn any_entry() -> impl Strategy<Value = (u8, String, String)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn any_layer_is_the_same_tree_as_in_a_directory(entries in proptest::collection::vec(any_entry(), 1..16)) {

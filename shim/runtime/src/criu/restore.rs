@@ -28,8 +28,8 @@ pub(crate) fn restore(options: CreateOptions<'_>, criu: &CriuOptions) -> Result<
     if !options.spec.linux.net_devices.is_empty() {
         return Err(Error::Unsupported { what: "linux.netDevices of a container that is restored".to_owned() });
     }
-    criu.check_program()?;
     guard::images(&criu.images)?;
+    criu.check_program()?;
     let pipes = guard::pipes(&criu.images)?;
     let directories = Directories::open(criu)?;
     let (directory, mut record) = create::begin(&options)?;

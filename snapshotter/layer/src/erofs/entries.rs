@@ -171,6 +171,12 @@ impl<'a> Entries<'a> {
             None => return Err(missing()),
         };
         let Some(inode) = item.inode() else { return Err(missing()) };
+        // A directory that makes room for a link takes all that is in it along.
+        if let (Some(Item::Directory(id)), Some(place)) = (self.names.get(dir, name), place)
+            && self.names.is_within(place, *id)
+        {
+            return Err(missing());
+        }
         if self.names.get(dir, name) != Some(&item) {
             self.image.change(inode).links += 1;
             self.clear(dir, name);

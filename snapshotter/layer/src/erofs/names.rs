@@ -113,6 +113,14 @@ impl Names {
         }
     }
 
+    /// Whether a directory is `above`, or lies in it.
+    pub(super) fn is_within(&self, mut dir: DirId, above: DirId) -> bool {
+        while dir != above && dir != ROOT {
+            dir = self.directories[dir].parent;
+        }
+        dir == above
+    }
+
     /// The directory at the clean `path`, through symlinks; missing ones are made where `make` gives their attributes.
     pub(super) fn walk(&mut self, path: &[u8], make: Option<&Attributes>) -> Result<Option<DirId>, Reason> {
         let mut steps: VecDeque<Box<[u8]>> = components(path).map(Box::from).collect();
