@@ -89,7 +89,8 @@ fn clean(smaps: &str, file: &str) -> Vec<Range<usize>> {
         if let Some((range, is_candidate)) = mapping(line, file) {
             mappings.push((range, is_candidate));
         } else if let (Some((_, is_clean)), Some((name, size))) = (mappings.last_mut(), line.split_once(':')) {
-            let changed = matches!(name, "Anonymous" | "Swap" | "Private_Dirty" | "Shared_Dirty");
+            // Dirty pages may be the file's own: of a program that was installed a moment ago.
+            let changed = matches!(name, "Anonymous" | "Swap");
             *is_clean &= !changed || size.trim() == "0 kB";
         }
     }
@@ -114,7 +115,7 @@ mod tests {
     const SMAPS: &str = "\
 55d0a0000000-55d0a0001000 r--p 00000000 fd:00 77                         /usr/bin/gantryd
 Rss:                   4 kB
-Private_Dirty:         0 kB
+Private_Dirty:         4 kB
 Anonymous:             0 kB
 Swap:                  0 kB
 VmFlags: rd mr mw me sd

@@ -1,6 +1,5 @@
 //! The stored form of a record: version byte, edges, body. Large opaque messages are compressed with a dictionary.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -167,12 +166,22 @@ pub(crate) fn unpack(packed: Packed) -> Result<Any, Unreadable> {
     Ok(Any { type_url, value })
 }
 
-/// The message behind what is stored of it.
-pub(crate) fn unpacked(bytes: &[u8], length: Option<u32>) -> Result<Cow<'_, [u8]>, Unreadable> {
-    match length {
-        None => Ok(Cow::Borrowed(bytes)),
-        Some(length) => decompress(bytes, length as usize).map(Cow::Owned).map_err(Unreadable::Packed),
-    }
+/// Appends the message behind what is stored of it.
+pub(crate) fn append_unpacked(bytes: &[u8], length: Option<u32>, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+    let Some(length) = length else {
+        out.extend_from_slice(bytes);
+        return Ok(());
+    };
+    let start = out.len();
+    with_decompressor(length as usize, |decompressor| {
+        out.resize(start + length as usize, 0);
+        let written = decompressor.decompress_to_buffer(bytes, &mut out[start..])?;
+        match written == length as usize {
+            true => Ok(()),
+            false => Err(std::io::Error::other("shorter than it is said to be")),
+        }
+    })
+    .map_err(Unreadable::Packed)
 }
 
 fn compress(value: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -190,6 +199,14 @@ fn compress(value: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 fn decompress(bytes: &[u8], length: usize) -> std::io::Result<Vec<u8>> {
+    with_decompressor(length, |decompressor| decompressor.decompress(bytes, length))
+}
+
+/// Decompresses a message of `length` bytes with this thread's decompressor.
+fn with_decompressor<T>(
+    length: usize,
+    decompress: impl FnOnce(&mut Decompressor<'static>) -> std::io::Result<T>,
+) -> std::io::Result<T> {
     if length > MAX_MESSAGE {
         return Err(std::io::Error::other("longer than any message"));
     }
@@ -198,7 +215,7 @@ fn decompress(bytes: &[u8], length: usize) -> std::io::Result<Vec<u8>> {
             Some(decompressor) => decompressor,
             None => slot.insert(Decompressor::with_prepared_dictionary(&DECODER)?),
         };
-        decompressor.decompress(bytes, length)
+        decompress(decompressor)
     })
 }
 

@@ -35,12 +35,22 @@ pub struct AnyView<'a> {
 }
 
 impl AnyView<'_> {
-    /// The message.
+    /// Length of the message in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "of the message, not of what is seen here")]
+    pub fn len(&self) -> usize {
+        self.unpacked.map_or(self.bytes.len(), |length| length as usize)
+    }
+
+    /// Appends the message, [`AnyView::len`] bytes.
     ///
     /// # Errors
-    /// [`Error::Damaged`].
-    pub fn value(&self) -> Result<Cow<'_, [u8]>, Error> {
-        codec::unpacked(self.bytes, self.unpacked).map_err(|e| damaged::<Container>(self.type_url.as_bytes(), &e))
+    /// [`Error::Damaged`]; what was appended then is of no use.
+    pub fn append_to(&self, out: &mut Vec<u8>) -> Result<(), Error> {
+        codec::append_unpacked(self.bytes, self.unpacked, out).map_err(|e| self.damaged(&e))
+    }
+
+    fn damaged(&self, reason: &codec::Unreadable) -> Error {
+        damaged::<Container>(self.type_url.as_bytes(), reason)
     }
 }
 
@@ -256,7 +266,11 @@ mod tests {
     }
 
     fn message(view: &AnyView<'_>) -> Any {
-        Any { type_url: view.type_url.to_owned(), value: view.value().unwrap().into_owned() }
+        let mut value = b"before".to_vec();
+        view.append_to(&mut value).unwrap();
+        let value = value.split_off(b"before".len());
+        assert_eq!(value.len(), view.len());
+        Any { type_url: view.type_url.to_owned(), value }
     }
 
     fn back(view: &ContainerView<'_>) -> Container {
@@ -326,7 +340,7 @@ mod tests {
         #[test]
         fn garbage_is_an_error_and_never_a_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             let versioned = [&[1u8][..], &bytes].concat();
-            let _ = Container::view(b"c", &versioned).map(|view| view.spec().map(|spec| spec.value().is_ok()));
+            let _ = Container::view(b"c", &versioned).map(|view| view.spec().map(|spec| spec.append_to(&mut Vec::new()).is_ok()));
             let _ = Image::view(b"i", &versioned).map(|view| view.times());
         }
     }

@@ -12,6 +12,7 @@ use gantry_engine::containers::{AnyView, Container, ContainerView, Damaged};
 use gantry_engine::images::{Image, ImageView};
 use gantry_engine::{Engine, Filter, Listing, Scope, Viewed};
 use prost::encoding::{WireType, encode_key, encode_varint};
+use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http;
@@ -19,17 +20,23 @@ use tonic::codegen::http;
 use super::Services;
 use super::decode::filter;
 use super::front::{Answers, Method};
-use super::plain::{PREFIX, answer, decoded, seal};
+use super::plain::{PREFIX, Piece, answer, decoded, seal};
 use crate::scope;
 
 /// Records that are encoded before others have their turn.
 const TURN: usize = 256;
 
 /// Bytes of a stream that are handed to the connection at once.
-const BATCH: usize = 64 << 10;
+const BATCH: usize = 128 << 10;
+
+/// Batches that wait for the connection at most.
+const AHEAD: usize = 2;
 
 /// The field of a record, in answers to `List` and in messages of `ListStream` alike.
 const RECORD: u32 = 1;
+
+/// Bytes that the length of most records takes.
+const RECORD_ROOM: usize = 2;
 
 /// A kind of record with long listings.
 pub(crate) trait Listed: Viewed + Send + Sync + Sized + 'static {
@@ -94,34 +101,46 @@ impl<R: Listed> Listings<R> {
         Ok(answer(stream::iter([Ok((out.into(), Bytes::new()))]).boxed()))
     }
 
-    /// Each record in a message of its own.
+    /// Each record in a message of its own. They are encoded by another task while those before are sent.
     async fn list_stream(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let mut listing = self.listing(request).await?;
-        let mut over = false;
-        let batches = std::iter::from_fn(move || {
-            let mut out = Vec::with_capacity(BATCH + BATCH / 4);
-            while !over && out.len() < BATCH {
-                let start = out.len();
-                out.resize(start + PREFIX, 0);
-                over = !append(&mut listing, &mut out);
-                let length = out.len() - start - PREFIX;
-                if over {
-                    out.truncate(start);
-                } else if let Err(status) = seal(&mut out[start..start + PREFIX], length, self.max_send) {
-                    over = true;
-                    return Some(Err(status));
+        let (batches, encoded) = mpsc::channel(AHEAD);
+        tokio::spawn(async move {
+            while let Some(batch) = batch(&mut listing, self.max_send) {
+                let failed = batch.is_err();
+                // Nobody takes it any more where the call has ended.
+                if batches.send(batch).await.is_err() || failed {
+                    return;
                 }
             }
-            (!out.is_empty()).then(|| Ok((out.into(), Bytes::new())))
         });
-        Ok(answer(stream::iter(batches).boxed()))
+        let pieces = stream::unfold(encoded, async |mut encoded| Some((encoded.recv().await?, encoded)));
+        Ok(answer(pieces.boxed()))
     }
+}
+
+/// The next messages of a stream; none at its end.
+fn batch<R: Listed>(listing: &mut Listing<R>, max_send: usize) -> Option<Result<Piece, Status>> {
+    let mut out = Vec::with_capacity(BATCH + BATCH / 4);
+    while out.len() < BATCH {
+        let start = out.len();
+        out.resize(start + PREFIX, 0);
+        if !append(listing, &mut out) {
+            out.truncate(start);
+            break;
+        }
+        let length = out.len() - start - PREFIX;
+        if let Err(status) = seal(&mut out[start..start + PREFIX], length, max_send) {
+            return Some(Err(status));
+        }
+    }
+    (!out.is_empty()).then(|| Ok((out.into(), Bytes::new())))
 }
 
 /// Appends the next record that is not damaged; false where there is none.
 fn append<R: Listed>(listing: &mut Listing<R>, out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    while let Some(encoded) = listing.see(|view| nested(out, RECORD, |out| R::encode(&view, out))) {
+    while let Some(encoded) = listing.see(|view| nested(out, RECORD, RECORD_ROOM, |out| R::encode(&view, out))) {
         match encoded {
             Ok(()) => return true,
             Err(error) => {
@@ -144,7 +163,7 @@ impl Listed for Container {
         text(out, 1, container.id);
         texts(out, 2, container.labels());
         text(out, 3, container.image());
-        nested(out, 4, |out| {
+        nested(out, 4, 1, |out| {
             text(out, 1, runtime);
             options.map_or(Ok(()), |options| any(out, 2, options))
         })?;
@@ -154,7 +173,7 @@ impl Listed for Container {
         time(out, 8, created);
         time(out, 9, updated);
         for (name, extension) in container.extensions() {
-            nested(out, 10, |out| {
+            nested(out, 10, 1, |out| {
                 text(out, 1, name);
                 any(out, 2, extension)
             })?;
@@ -173,7 +192,7 @@ impl Listed for Image {
         let [created, updated] = image.times();
         text(out, 1, image.name);
         texts(out, 2, image.labels());
-        nested(out, 3, |out| {
+        nested(out, 3, 1, |out| {
             let target = image.target();
             text(out, 1, target.media_type);
             text(out, 2, target.digest);
@@ -211,30 +230,47 @@ fn texts(out: &mut Vec<u8>, tag: u32, texts: &[(&str, &str)]) {
     }
 }
 
+/// A message of somebody else's type, in the place where it is sent from.
 fn any(out: &mut Vec<u8>, tag: u32, any: &AnyView<'_>) -> Result<(), Damaged> {
-    let value = any.value()?;
-    nested(out, tag, |out| {
-        text(out, 1, any.type_url);
-        if !value.is_empty() {
-            bytes(out, 2, &value);
-        }
-        Ok(())
-    })
+    let field = |length: usize| match length {
+        0 => 0,
+        length => 1 + prost::length_delimiter_len(length) + length,
+    };
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint((field(any.type_url.len()) + field(any.len())) as u64, out);
+    text(out, 1, any.type_url);
+    if any.len() == 0 {
+        return Ok(());
+    }
+    encode_key(2, WireType::LengthDelimited, out);
+    encode_varint(any.len() as u64, out);
+    any.append_to(out)
 }
 
 fn time(out: &mut Vec<u8>, tag: u32, time: SystemTime) {
     prost::encoding::message::encode(tag, &time_to_wire(time), out);
 }
 
-/// A field with a message: its length is put before it when it is known.
-fn nested(out: &mut Vec<u8>, tag: u32, fill: impl FnOnce(&mut Vec<u8>) -> Result<(), Damaged>) -> Result<(), Damaged> {
+/// A field with a message, whose length is put before it when it is known: in `room` bytes where it has such a length,
+/// and else the message makes place for it.
+fn nested(
+    out: &mut Vec<u8>,
+    tag: u32,
+    room: usize,
+    fill: impl FnOnce(&mut Vec<u8>) -> Result<(), Damaged>,
+) -> Result<(), Damaged> {
     encode_key(tag, WireType::LengthDelimited, out);
-    let start = out.len();
+    let place = out.len();
+    out.resize(place + room, 0);
     fill(out)?;
-    let length = out.len() - start;
-    let room = prost::length_delimiter_len(length);
-    out.resize(out.len() + room, 0);
-    out.copy_within(start..start + length, start + room);
-    encode_varint(length as u64, &mut &mut out[start..start + room]);
+    let end = out.len();
+    let length = end - place - room;
+    let needed = prost::length_delimiter_len(length);
+    if needed != room {
+        out.resize(end.max(place + needed + length), 0);
+        out.copy_within(place + room..end, place + needed);
+        out.truncate(place + needed + length);
+    }
+    encode_varint(length as u64, &mut &mut out[place..place + needed]);
     Ok(())
 }
