@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync_mpsc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,15 @@ use crate::tx::Tx;
 /// Transactions that share one flush at most.
 const MAX_BATCH: usize = 1024;
 
-/// Changes after which an export is written, however little time has passed.
+/// A batch of so many says that there are many writers.
+const MANY: usize = 8;
+
+/// How often a batch waits for writers that are expected, and how long each time.
+const NAPS: u32 = 4;
+const NAP: Duration = Duration::from_micros(50);
+
+/// Changes after which an export is written, however little time has passed; as many as there were records, where
+/// those are more: so that a change costs no more in a large store than in a small one.
 const EXPORT_CHANGES: u64 = 50_000;
 
 /// The counter of commits: tells which of two states is the newer one.
@@ -63,11 +72,11 @@ pub(crate) fn start(
 ) -> std::io::Result<JoinHandle<()>> {
     let (nudge, nudges) = sync_mpsc::sync_channel(1);
     let journal = Journal::new(&config.directory);
-    let exported = Arc::new(AtomicU64::new(0));
+    let exported = Arc::new(Exported::default());
     let exporter = Exporter { config, memory: memory.clone(), nudges, exported: exported.clone() };
     let exporter = Builder::new().name("metadata-export".into()).spawn(move || exporter.run())?;
     let runtime = Handle::try_current().ok();
-    let committer = Committer { store, memory, requests, journal, exported, nudge, unexported: 0, runtime };
+    let committer = Committer { store, memory, requests, journal, exported, nudge, unexported: 0, runtime, last: 0 };
     Builder::new().name("metadata".into()).spawn(move || {
         committer.run();
         if exporter.join().is_err() {
@@ -81,12 +90,20 @@ struct Committer {
     memory: Arc<Memory>,
     requests: mpsc::Receiver<Request>,
     journal: Journal,
-    /// The commit that the last export holds.
-    exported: Arc<AtomicU64>,
+    exported: Arc<Exported>,
     nudge: sync_mpsc::SyncSender<Nudge>,
     unexported: u64,
+    /// Transactions in the last batch.
+    last: usize,
     /// The callers', where the store was opened in one.
     runtime: Option<Handle>,
+}
+
+/// What the last export holds.
+#[derive(Default)]
+struct Exported {
+    commit: AtomicU64,
+    records: AtomicU64,
 }
 
 /// Asks for an export; carries who waits for it.
@@ -98,14 +115,15 @@ impl Committer {
             let memory = self.memory.clone();
             let mut batch = Batch { memory: &memory, changes: Changes::new() };
             let mut acknowledge = Vec::new();
-            let mut next = Some(request);
+            let (mut next, mut naps) = (Some(request), 0);
             while let Some(request) = next {
                 match request {
                     Request::Transact(transaction) => acknowledge.push(transaction(&mut batch)),
                     Request::Export(done) => self.export_now(done),
                 }
-                next = (acknowledge.len() < MAX_BATCH).then(|| self.requests.try_recv().ok()).flatten();
+                next = self.next_of_batch(acknowledge.len(), &mut naps);
             }
+            self.last = acknowledge.len();
             let durable = self.commit(batch.changes);
             let told = move || acknowledge.into_iter().for_each(|acknowledge| acknowledge(&durable));
             match &self.runtime {
@@ -113,6 +131,26 @@ impl Committer {
                 Some(runtime) => drop(runtime.spawn(async { told() })),
                 None => told(),
             }
+        }
+    }
+
+    /// What joins a batch of so many transactions; none where it is to be written.
+    fn next_of_batch(&mut self, transactions: usize, naps: &mut u32) -> Option<Request> {
+        if transactions >= MAX_BATCH {
+            return None;
+        }
+        loop {
+            if let Ok(request) = self.requests.try_recv() {
+                return Some(request);
+            }
+            // Whoever was told of the last batch asks again in a moment. Written at once, the first few of them would have
+            // a flush of their own, and the others wait for its end.
+            let few = self.last >= MANY && transactions < self.last / 4 * 3;
+            if !few || *naps == NAPS {
+                return None;
+            }
+            *naps += 1;
+            std::thread::sleep(NAP);
         }
     }
 
@@ -125,12 +163,13 @@ impl Committer {
         changes.insert(Key::new(Kind::Meta, "", COMMIT), Some(commit.to_le_bytes().into()));
         self.store.apply(&changes, &self.memory)?;
         fail::fail_point!("metadata::before-publish");
-        let copied = self.journal.append(commit, &changes, self.exported.load(Ordering::Relaxed));
+        let copied = self.journal.append(commit, &changes, self.exported.commit.load(Ordering::Relaxed));
+        let many = self.exported.records.load(Ordering::Relaxed).max(EXPORT_CHANGES);
         // Without its journal the copy is whole again only after the next export.
-        self.unexported += if copied { changes.len() as u64 } else { EXPORT_CHANGES };
+        self.unexported += if copied { changes.len() as u64 } else { many };
         self.memory.publish(changes);
         fail::fail_point!("metadata::before-acknowledge");
-        if self.unexported >= EXPORT_CHANGES && self.nudge.try_send(None).is_ok() {
+        if self.unexported >= many && self.nudge.try_send(None).is_ok() {
             self.unexported = 0;
         }
         Ok(())
@@ -148,8 +187,7 @@ struct Exporter {
     config: Config,
     memory: Arc<Memory>,
     nudges: sync_mpsc::Receiver<Nudge>,
-    /// The commit that the last export holds.
-    exported: Arc<AtomicU64>,
+    exported: Arc<Exported>,
 }
 
 impl Exporter {
@@ -174,9 +212,10 @@ impl Exporter {
     fn export(&self) -> Result<(), Error> {
         let snapshot = self.memory.snapshot();
         let commit = export::commit_of(&snapshot);
-        if commit != self.exported.load(Ordering::Relaxed) {
-            export::write(&self.config.directory, &snapshot)?;
-            self.exported.store(commit, Ordering::Relaxed);
+        if commit != self.exported.commit.load(Ordering::Relaxed) {
+            let records = export::write(&self.config.directory, &snapshot)?;
+            self.exported.records.store(records.into(), Ordering::Relaxed);
+            self.exported.commit.store(commit, Ordering::Relaxed);
         }
         Ok(())
     }

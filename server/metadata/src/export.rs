@@ -39,15 +39,16 @@ fn path(directory: &Path) -> PathBuf {
     directory.join("export")
 }
 
-/// Writes the export durably.
-pub(crate) fn write(directory: &Path, snapshot: &Snapshot) -> Result<(), Error> {
+/// Writes the export durably; gives the number of its records.
+pub(crate) fn write(directory: &Path, snapshot: &Snapshot) -> Result<u32, Error> {
     let fresh = directory.join("export.new");
-    write_file(&fresh, snapshot).map_err(Error::io("write", &fresh))?;
+    let records = write_file(&fresh, snapshot).map_err(Error::io("write", &fresh))?;
     std::fs::rename(&fresh, path(directory)).map_err(Error::io("rename", &fresh))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(Error::io("sync", directory))
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(Error::io("sync", directory))?;
+    Ok(records)
 }
 
-fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
+fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<u32> {
     let mut file = BufWriter::with_capacity(256 * 1024, File::create(path)?);
     file.write_all(MAGIC)?;
     let mut frames = 0u32;
@@ -62,7 +63,8 @@ fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
     }
     file.write_all(&0u32.to_le_bytes())?;
     file.write_all(&frames.to_le_bytes())?;
-    file.into_inner()?.sync_all()
+    file.into_inner()?.sync_all()?;
+    Ok(frames)
 }
 
 pub(crate) fn write_frame(file: &mut impl Write, key: &[u8], value: &[u8]) -> std::io::Result<()> {

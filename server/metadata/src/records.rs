@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::memory::Value;
 
 /// Records in a run at most; one that gets longer is parted in the middle.
-const RUN: usize = 256;
+const RUN: usize = 64;
 
 /// A record's name and its value.
 type Record = (Box<[u8]>, Value);

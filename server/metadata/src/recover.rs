@@ -73,7 +73,7 @@ pub(crate) fn open(config: &Config, memory: &Memory) -> Result<(Store, Report), 
 /// Replaces the export and the journal by an export of what is there.
 fn start_copies_anew(directory: &Path, memory: &Memory) {
     match export::write(directory, &memory.snapshot()) {
-        Ok(()) => journal::clear(directory),
+        Ok(_) => journal::clear(directory),
         Err(error) => tracing::warn!(%error, "cannot write the export of the mended metadata store"),
     }
 }
