@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 
 use crate::listen::Io;
 
-/// Bytes that wait at most.
-const MOST: usize = 64 << 10;
+/// Bytes that wait at most: eight frames of the size that clients take who ask for no other, 16 KiB.
+const MOST: usize = 136 << 10;
 
 /// A write of this many bytes goes straight through: to copy it would cost more than it saves.
 const STRAIGHT: usize = 32 << 10;
@@ -37,14 +37,15 @@ impl<T> Clone for Line<T> {
 
 struct Wire<T> {
     stream: T,
-    /// What waits, from `sent` on.
+    /// What waits, from `sent` to `held`; behind that is only room.
     out: Vec<u8>,
     sent: usize,
+    held: usize,
 }
 
 impl<T: Io> Line<T> {
     pub(crate) fn new(stream: T) -> Line<T> {
-        Line(Arc::new(Mutex::new(Wire { stream, out: Vec::new(), sent: 0 })))
+        Line(Arc::new(Mutex::new(Wire { stream, out: Vec::new(), sent: 0, held: 0 })))
     }
 
     /// Sends what waits. Pending where the client does not take it yet.
@@ -60,17 +61,16 @@ impl<T: Io> Line<T> {
 
 impl<T: Io> Wire<T> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.is_empty() {
+        if self.held == 0 {
             return Poll::Ready(Ok(()));
         }
-        while self.sent < self.out.len() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.sent..]))? {
+        while self.sent < self.held {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.sent..self.held]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 sent => self.sent += sent,
             }
         }
-        self.out.clear();
-        self.sent = 0;
+        (self.sent, self.held) = (0, 0);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -91,7 +91,10 @@ impl<T: Io> Wire<T> {
         if len >= STRAIGHT {
             return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         }
-        slices.iter().for_each(|slice| self.out.extend_from_slice(slice));
+        for slice in slices {
+            self.place(slice.len()).copy_from_slice(slice);
+            self.held += slice.len();
+        }
         Poll::Ready(Ok(len))
     }
 
@@ -104,18 +107,24 @@ impl<T: Io> Wire<T> {
         {
             return poll_send_file(socket, cx, &file, offset, bytes.len());
         }
-        let (held, len) = (self.out.len(), bytes.len().min(MOST));
-        self.out.resize(held + len, 0);
-        let read = file.read_exact_at(&mut self.out[held..], offset);
-        if read.is_err() {
-            self.out.truncate(held);
+        let len = bytes.len().min(MOST);
+        file.read_exact_at(self.place(len), offset)?;
+        self.held += len;
+        Poll::Ready(Ok(len))
+    }
+
+    /// Room for `len` bytes behind what waits. It is kept: what was room before need not be made again.
+    fn place(&mut self, len: usize) -> &mut [u8] {
+        let end = self.held + len;
+        if self.out.len() < end {
+            self.out.resize(end, 0);
         }
-        Poll::Ready(read.map(|()| len))
+        &mut self.out[self.held..end]
     }
 
     /// Sends what waits where `len` more bytes find no place beside it.
     fn poll_room(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<()>> {
-        if self.out.len() + len > MOST || len >= STRAIGHT { self.poll_send(cx) } else { Poll::Ready(Ok(())) }
+        if self.held + len > MOST || len >= STRAIGHT { self.poll_send(cx) } else { Poll::Ready(Ok(())) }
     }
 }
 
