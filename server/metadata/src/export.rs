@@ -121,9 +121,14 @@ fn parse(bytes: &[u8]) -> Export {
                 rest = behind;
             }
             Ok((Frame::End(frames), _)) => {
-                let missing = u64::from(frames).saturating_sub((export.records.len() + export.damage.len()) as u64);
-                if missing > 0 {
-                    export.damage.push(format!("the export lacks {missing} records"));
+                let (read, frames) = (export.records.len() + export.damage.len(), frames as usize);
+                if read < frames {
+                    export.damage.push(format!("the export lacks {} records", frames - read));
+                } else if read > frames {
+                    // An end that is none: zeros, where a disk lost what was there.
+                    export
+                        .damage
+                        .push(format!("the export ends behind {read} records and says that they are {frames}"));
                 }
                 return export;
             }
@@ -163,4 +168,24 @@ pub(crate) fn frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), &'static str> {
         None => Frame::Damaged("a nameless record: damaged in the export".into()),
     };
     Ok((frame, behind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_tells_another_number_of_records_than_there_are_is_damage() {
+        let mut bytes = MAGIC.to_vec();
+        for name in ["a", "b"] {
+            let key = Key::new(Kind::Image, "n", name.as_bytes());
+            write_frame(&mut bytes, &key.encode(), b"value").unwrap();
+        }
+        let ended = |frames: u32| [&bytes[..], &0_u32.to_le_bytes(), &frames.to_le_bytes()].concat();
+        assert!(parse(&ended(2)).damage.is_empty());
+        assert_eq!(parse(&ended(3)).damage, ["the export lacks 1 records"]);
+        // Zeros, where a disk lost what was there.
+        let cut = parse(&ended(0));
+        assert_eq!((cut.records.len(), cut.damage.len()), (2, 1));
+    }
 }
