@@ -257,14 +257,17 @@ mod tests {
         }
     }
 
+    /// A new directory.
+    fn made(dir: &Path, name: &str) -> String {
+        let path = dir.join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
     #[test]
     fn the_way_for_old_kernels_gives_the_same_overlay() {
         let dir = tempfile::tempdir().unwrap();
-        let place = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(&path).unwrap();
-            path.to_str().unwrap().to_owned()
-        };
+        let place = |name: &str| made(dir.path(), name);
         let lowers: Vec<_> = (0..130).map(|i| place(&format!("layers/{i}/fs"))).collect();
         std::fs::write(format!("{}/file", lowers[129]), "bottom").unwrap();
         let words = [
@@ -288,11 +291,7 @@ mod tests {
     #[test]
     fn layers_that_have_to_be_mounted_appear_with_the_same_ids_mapped() {
         let dir = tempfile::tempdir().unwrap();
-        let place = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(&path).unwrap();
-            path.to_str().unwrap().to_owned()
-        };
+        let place = |name: &str| made(dir.path(), name);
         let lowers: Vec<_> = (0..3).map(|i| place(&format!("layers/{i}/fs"))).collect();
         for (owner, lower) in (0..).zip(&lowers) {
             let file = format!("{lower}/{owner}");

@@ -214,17 +214,25 @@ fn text(out: &mut Vec<u8>, tag: u32, text: &str) {
 }
 
 fn bytes(out: &mut Vec<u8>, tag: u32, bytes: &[u8]) {
-    encode_key(tag, WireType::LengthDelimited, out);
-    encode_varint(bytes.len() as u64, out);
+    begin(out, tag, bytes.len());
     out.extend_from_slice(bytes);
+}
+
+/// What stands before the `length` bytes of a field.
+fn begin(out: &mut Vec<u8>, tag: u32, length: usize) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(length as u64, out);
+}
+
+/// All bytes of a field whose tag is one of the first fifteen, with `length` of its own.
+fn field(length: usize) -> usize {
+    1 + prost::length_delimiter_len(length) + length
 }
 
 /// A map of texts.
 fn texts(out: &mut Vec<u8>, tag: u32, texts: &[(&str, &str)]) {
     for (key, value) in texts {
-        let entry = |text: &str| 1 + prost::length_delimiter_len(text.len()) + text.len();
-        encode_key(tag, WireType::LengthDelimited, out);
-        encode_varint((entry(key) + entry(value)) as u64, out);
+        begin(out, tag, field(key.len()) + field(value.len()));
         bytes(out, 1, key.as_bytes());
         bytes(out, 2, value.as_bytes());
     }
@@ -232,18 +240,13 @@ fn texts(out: &mut Vec<u8>, tag: u32, texts: &[(&str, &str)]) {
 
 /// A message of somebody else's type, in the place where it is sent from.
 fn any(out: &mut Vec<u8>, tag: u32, any: &AnyView<'_>) -> Result<(), Damaged> {
-    let field = |length: usize| match length {
-        0 => 0,
-        length => 1 + prost::length_delimiter_len(length) + length,
-    };
-    encode_key(tag, WireType::LengthDelimited, out);
-    encode_varint((field(any.type_url.len()) + field(any.len())) as u64, out);
+    // Fields that are empty are left out.
+    begin(out, tag, [any.type_url.len(), any.len()].into_iter().filter(|length| *length > 0).map(field).sum());
     text(out, 1, any.type_url);
     if any.len() == 0 {
         return Ok(());
     }
-    encode_key(2, WireType::LengthDelimited, out);
-    encode_varint(any.len() as u64, out);
+    begin(out, 2, any.len());
     any.append_to(out)
 }
 
