@@ -119,11 +119,24 @@ func (w *wire) send(data []byte, end bool) error {
 		data = data[room:]
 		w.onStream -= room
 		w.onAll -= room
-		if err := w.framer.WriteData(w.stream, end && len(data) == 0, piece); err != nil {
+		if err := w.frameData(piece, end && len(data) == 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// frameData sends a DATA frame without copying it, as the framer would (RFC 9113, sections 4.1 and 6.1).
+func (w *wire) frameData(data []byte, end bool) error {
+	head := binary.BigEndian.AppendUint32(nil, uint32(len(data))<<8|uint32(http2.FrameData))
+	var flags http2.Flags
+	if end {
+		flags = http2.FlagDataEndStream
+	}
+	head = binary.BigEndian.AppendUint32(append(head, byte(flags)), w.stream)
+	frame := net.Buffers{head, data}
+	_, err := frame.WriteTo(w.conn)
+	return err
 }
 
 // drain reads the answer to its end.

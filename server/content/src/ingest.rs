@@ -192,7 +192,8 @@ impl Ingest {
         Ok(())
     }
 
-    fn write(&mut self, pieces: &[Bytes]) -> Result<(), Error> {
+    /// Appends; the digest is where it was. After a failure the file is as long as before.
+    pub(crate) fn write(&mut self, pieces: &[Bytes]) -> Result<(), Error> {
         let len: usize = pieces.iter().map(Bytes::len).sum();
         if len == 0 {
             return Ok(());
@@ -233,11 +234,6 @@ impl Ingest {
         self.written = size;
         self.hash = Hash::new(self.hash.algorithm);
         touch(&self.file).map_err(Error::io("touch", &self.home.data()))
-    }
-
-    /// Digest of what is in the file, where nothing needs to be read for it.
-    pub(crate) fn known_digest(&self, algorithm: Algorithm) -> Option<Digest> {
-        (self.is_hashed() && self.hash.algorithm == algorithm).then(|| self.hash.hasher.clone().finish())
     }
 
     /// Digest of what is in the file.
@@ -282,6 +278,11 @@ impl Hash {
     /// Adds the next bytes.
     pub(crate) fn add(&mut self, pieces: &[Bytes]) {
         pieces.iter().for_each(|piece| self.update(piece));
+    }
+
+    /// What it is now, where it is of that algorithm.
+    pub(crate) fn digest(&self, algorithm: Algorithm) -> Option<Digest> {
+        (self.algorithm == algorithm).then(|| self.hasher.clone().finish())
     }
 
     fn update(&mut self, bytes: &[u8]) {

@@ -1,7 +1,7 @@
 //! Writing an ingest: a pipeline of one job on the blocking pool at a time.
 //!
-//! The bytes a caller hands over are hashed at once, while they are near, and wait until there are enough of them for a
-//! job that writes them; meanwhile the next ones come.
+//! The bytes a caller hands over wait until there are enough of them for a job that writes them. They are hashed at once,
+//! while they are near: at the same time as the job writes them, where none is under way already.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -90,11 +90,22 @@ impl LocalWriter {
         self.report();
     }
 
+    /// Whether the next job need not wait.
+    fn is_free(&self) -> bool {
+        match &self.slot {
+            Slot::Busy(job) => job.is_finished(),
+            Slot::Idle(_) | Slot::Lost => true,
+        }
+    }
+
     /// Starts to append what is pending.
     fn start(&mut self) -> Result<(), Error> {
         let (ingest, pending) = self.idle()?;
-        let hash = self.hash.clone();
-        self.slot = Slot::Busy(spawn_blocking(move || appended(ingest, &pending, hash)));
+        let hashes = self.hash.is_none();
+        self.slot =
+            Slot::Busy(spawn_blocking(
+                move || if hashes { appended(ingest, &pending) } else { written(ingest, &pending) },
+            ));
         Ok(())
     }
 
@@ -154,14 +165,22 @@ impl Writer for LocalWriter {
         if offset != self.offset {
             return Err(self.offset_error(offset));
         }
+        let starts = self.pending_len + data.len() >= CHUNK;
+        let overlaps = starts && self.is_free();
+        if overlaps {
+            self.settle().await?;
+        }
+        // From here to the hash nothing waits: a caller that gives up leaves no bytes without it.
         self.offset += data.len() as u64;
         self.pending_len += data.len();
-        if let Some(hash) = &mut self.hash {
-            hash.add(std::slice::from_ref(&data));
-        }
-        self.pending.push(data);
+        self.pending.push(data.clone());
         self.updated = SystemTime::now();
-        if self.pending_len >= CHUNK {
+        let started = if overlaps { self.start() } else { Ok(()) };
+        if let Some(hash) = &mut self.hash {
+            hash.add(&[data]);
+        }
+        started?;
+        if starts && !overlaps {
             self.settle().await?;
             self.start()?;
         }
@@ -176,9 +195,7 @@ impl Writer for LocalWriter {
             self.start()?;
             self.settle().await?;
         }
-        if let Slot::Idle(ingest) = &self.slot
-            && let Some(digest) = ingest.known_digest(algorithm)
-        {
+        if let Some(digest) = self.hash.as_ref().and_then(|hash| hash.digest(algorithm)) {
             return Ok(digest);
         }
         self.run(move |ingest| ingest.digest(algorithm)).await
@@ -213,11 +230,11 @@ impl Drop for LocalWriter {
             return;
         }
         match (std::mem::replace(&mut self.slot, Slot::Lost), Handle::try_current()) {
-            (Slot::Idle(ingest), Ok(_)) => drop(spawn_blocking(move || appended(ingest, &pending, None))),
-            (Slot::Idle(ingest), Err(_)) => drop(appended(ingest, &pending, None)),
+            (Slot::Idle(ingest), Ok(_)) => drop(spawn_blocking(move || written(ingest, &pending))),
+            (Slot::Idle(ingest), Err(_)) => drop(written(ingest, &pending)),
             (Slot::Busy(job), Ok(runtime)) => drop(runtime.spawn(async move {
                 if let Ok((ingest, Ok(()))) = job.await {
-                    let _ = spawn_blocking(move || appended(ingest, &pending, None)).await;
+                    let _ = spawn_blocking(move || written(ingest, &pending)).await;
                 }
             })),
             _ => {}
@@ -225,8 +242,14 @@ impl Drop for LocalWriter {
     }
 }
 
-fn appended(mut ingest: Box<Ingest>, pieces: &[Bytes], hash: Option<Hash>) -> Done {
-    let result = ingest.append(pieces, hash);
+fn appended(mut ingest: Box<Ingest>, pieces: &[Bytes]) -> Done {
+    let result = ingest.append(pieces, None);
+    (ingest, result)
+}
+
+/// The digest of what is in the file lags behind, then.
+fn written(mut ingest: Box<Ingest>, pieces: &[Bytes]) -> Done {
+    let result = ingest.write(pieces);
     (ingest, result)
 }
 

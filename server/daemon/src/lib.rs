@@ -10,6 +10,7 @@ pub mod app;
 pub mod config;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+mod greeting;
 mod grpc;
 mod identity;
 mod limits;

@@ -1,11 +1,12 @@
 //! What HTTP/2 writes to a connection in one go leaves in one piece: an acknowledged ping and the answer beside it, or
 //! the sixteen frames that a chunk of content is cut into. Each write that the kernel is spared is a wake-up that the
-//! client is spared, too. What is a file's, mapped, the kernel sends from its own memory.
+//! client is spared, too. What is a file's, mapped, the kernel sends from its own memory, to those who take large frames.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -14,6 +15,7 @@ use nix::sys::sendfile::sendfile;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
+use crate::greeting::Greeting;
 use crate::listen::Io;
 
 /// Bytes that wait at most: eight frames of the size that clients take who ask for no other, 16 KiB.
@@ -35,8 +37,22 @@ impl<T> Clone for Line<T> {
     }
 }
 
+/// Whether the kernel sends files to a client: small frames it would cut out of them one by one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TakesFiles(Arc<AtomicBool>);
+
+impl TakesFiles {
+    /// False until the client has said what it takes, which it does before its first call.
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 struct Wire<T> {
     stream: T,
+    /// Until the client has said what it takes.
+    greeting: Option<Greeting>,
+    takes_files: TakesFiles,
     /// What waits, from `sent` to `held`; behind that is only room.
     out: Vec<u8>,
     sent: usize,
@@ -45,7 +61,13 @@ struct Wire<T> {
 
 impl<T: Io> Line<T> {
     pub(crate) fn new(stream: T) -> Line<T> {
-        Line(Arc::new(Mutex::new(Wire { stream, out: Vec::new(), sent: 0, held: 0 })))
+        let (greeting, takes_files) = (Some(Greeting::default()), TakesFiles::default());
+        Line(Arc::new(Mutex::new(Wire { stream, greeting, takes_files, out: Vec::new(), sent: 0, held: 0 })))
+    }
+
+    /// Whether mapped bytes of a file are better than others.
+    pub(crate) fn takes_files(&self) -> TakesFiles {
+        self.wire().takes_files.clone()
     }
 
     /// Sends what waits. Pending where the client does not take it yet.
@@ -60,6 +82,18 @@ impl<T: Io> Line<T> {
 }
 
 impl<T: Io> Wire<T> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if let Some(greeting) = &mut self.greeting
+            && let Some(frame) = greeting.add(&buf.filled()[before..])
+        {
+            self.takes_files.0.store(self.stream.socket().is_some() && frame as usize >= STRAIGHT, Ordering::Relaxed);
+            self.greeting = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.held == 0 {
             return Poll::Ready(Ok(()));
@@ -150,8 +184,7 @@ fn poll_send_file(
 
 impl<T: Io> AsyncRead for Line<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut wire = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Pin::new(&mut wire.stream).poll_read(cx, buf)
+        self.wire().poll_read(cx, buf)
     }
 }
 
@@ -230,6 +263,26 @@ mod tests {
         line.shutdown().await.unwrap();
         drop(line);
         assert!(reading.await.unwrap() == expected);
+    }
+
+    /// Whether one who begins with a setting for frames of that size is sent files.
+    async fn takes_files(near: impl Io, mut far: impl AsyncWrite + Unpin, frame: u32) -> bool {
+        let mut line = Line::new(near);
+        assert!(!line.takes_files().get(), "nothing is known yet");
+        far.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x05").await.unwrap();
+        far.write_u32(frame).await.unwrap();
+        line.read_exact(&mut [0; 24 + 9 + 6]).await.unwrap();
+        line.takes_files().get()
+    }
+
+    #[tokio::test]
+    async fn files_are_sent_to_clients_of_the_unix_socket_that_take_large_frames() {
+        for (frame, takes) in [(16 << 10, false), (STRAIGHT as u32, true), (1 << 20, true)] {
+            let (near, far) = UnixStream::pair().unwrap();
+            assert_eq!(takes_files(near, far, frame).await, takes, "{frame}");
+        }
+        let (near, far) = tokio::io::duplex(1000);
+        assert!(!takes_files(near, far, 1 << 20).await, "the kernel cannot");
     }
 
     /// A blob in a store, its reader, and its bytes.

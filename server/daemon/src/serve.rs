@@ -75,8 +75,10 @@ where
 {
     let Connection { stream, calls } = connection;
     let line = Line::new(stream);
+    let takes_files = line.takes_files();
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(calls.clone());
+        request.extensions_mut().insert(takes_files.clone());
         answer(service.clone(), request)
     });
     let served = http2::Builder::new(Begin)

@@ -1,5 +1,5 @@
 //! `Content.Read`: the bytes of a blob go to the connection as they are, each chunk behind the few bytes that make it a
-//! message; what the kernel has in memory is copied once, to the client.
+//! message; to a client with large frames the kernel sends what it has in memory, without a copy here.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::Services;
 use super::decode::digest;
 use super::front::{Answers, Method};
 use super::plain::{PREFIX, Piece, answer, decoded, seal};
+use crate::line::TakesFiles;
 use crate::{scope, status};
 
 /// Answers `Read`.
@@ -48,6 +49,7 @@ async fn answer_read(
 ) -> Result<http::Response<Body>, Status> {
     let request = decoded::<ReadContentRequest>(request, max_receive).await?;
     let scope = scope::of(&request)?;
+    let takes_files = request.extensions().get::<TakesFiles>().is_some_and(TakesFiles::get);
     let request = request.into_inner();
     let digest = digest(&request.digest)?;
     let blob = services.engine.content.reader(&scope, &digest).await.map_err(status::of)?;
@@ -58,18 +60,24 @@ async fn answer_read(
     }
     let wanted = u64::try_from(request.size).ok().filter(|&n| n > 0).unwrap_or(u64::MAX);
     let end = start.saturating_add(wanted).min(size);
-    Ok(answer(pieces(blob, start, end)))
+    Ok(answer(pieces(blob, start, end, takes_files)))
 }
 
-/// The bytes from `start` to `end`, a chunk a message. Offsets on the wire count from `start`. Where the kernel has the
-/// bytes at hand a chunk is looked up when it is asked for; else one is read while another is sent.
-fn pieces(blob: Arc<dyn ReaderAt>, start: u64, end: u64) -> BoxStream<'static, Result<Piece, Status>> {
+/// The bytes from `start` to `end`, a chunk a message. Offsets on the wire count from `start`. Where the kernel sends
+/// from files and has the bytes at hand a chunk is looked up when it is asked for; else one is read while another is sent.
+fn pieces(
+    blob: Arc<dyn ReaderAt>,
+    start: u64,
+    end: u64,
+    takes_files: bool,
+) -> BoxStream<'static, Result<Piece, Status>> {
     let offsets = (start..end).step_by(CHUNK);
     let read = move |offset: u64| {
         let blob = Arc::clone(&blob);
         let len = usize::try_from(end - offset).map_or(CHUNK, |left| left.min(CHUNK));
         async move {
-            let data = match blob.mapped(offset, len) {
+            let mapped = takes_files.then(|| blob.mapped(offset, len)).flatten();
+            let data = match mapped {
                 Some(data) => data,
                 None => whole(blob.read_at(offset, len).await.map_err(status::of)?, len)?,
             };
