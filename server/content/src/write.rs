@@ -22,6 +22,9 @@ use crate::local::Shared;
 use crate::store::CHUNK;
 use crate::{Commit, Error, Info, Status, Writer};
 
+/// Bytes that one job writes, at least, where more come: each job wakes two threads.
+const JOB: usize = 2 * CHUNK;
+
 /// A writer of the local store.
 pub(crate) struct LocalWriter {
     shared: Arc<Shared>,
@@ -165,7 +168,7 @@ impl Writer for LocalWriter {
         if offset != self.offset {
             return Err(self.offset_error(offset));
         }
-        let starts = self.pending_len + data.len() >= CHUNK;
+        let starts = self.pending_len + data.len() >= JOB;
         let overlaps = starts && self.is_free();
         if overlaps {
             self.settle().await?;
