@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod cgroup;
+mod checkpoints;
 pub mod config;
 mod containers;
 mod creations;

@@ -2,8 +2,8 @@
 //! describes it, in one archive with the names that containerd and `checkpointctl` have for its parts. The container
 //! runs on.
 
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use wire::ContainerState;
 
 use super::{Container, Facts, status_of};
+use crate::checkpoints::Parts;
 use crate::creations::new_id;
 use crate::stages::{LONG, Stages};
 use crate::{Cri, Error, Result};
@@ -58,8 +59,8 @@ impl Cri {
         check_runs(container)?;
         let stages = Stages::begin(self, "checkpoint", &container.id);
         let parts = Parts::new(&self.root)?;
-        self.capture(container, &parts.0, &stages).await?;
-        let (from, to) = (parts.0.clone(), location.to_owned());
+        self.capture(container, parts.path(), &stages).await?;
+        let (from, to) = (parts.path().to_owned(), location.to_owned());
         let archiving = async move {
             let archiving = tokio::task::spawn_blocking(move || archive(&from, &to));
             archiving.await.map_err(|_| Error::Stopped { what: "writing a checkpoint's archive" })?
@@ -135,25 +136,6 @@ pub(crate) fn check_runs(container: &Container) -> Result<()> {
 
 /// How much of a layer is copied at once.
 const PIECE: usize = 1 << 20;
-
-/// The parts of an archive, in a directory that goes when it is dropped.
-struct Parts(PathBuf);
-
-impl Parts {
-    fn new(root: &Path) -> Result<Parts> {
-        let path = root.join("checkpoints").join(new_id()?);
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        made.map(|()| Parts(path.clone())).map_err(Error::io("create", &path))
-    }
-}
-
-impl Drop for Parts {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "parts of a checkpoint stay");
-        }
-    }
-}
 
 /// An archive is put where a directory is, and replaces nothing but a file.
 fn check_location(location: &str) -> Result<()> {
@@ -296,11 +278,11 @@ mod tests {
     fn an_archive_has_the_parts_under_their_own_names_and_is_there_whole_or_not_at_all() {
         let (dir, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let parts = Parts::new(root.path()).unwrap();
-        std::fs::create_dir(parts.0.join(IMAGES)).unwrap();
-        std::fs::write(parts.0.join("checkpoint/pages-1.img"), "pages").unwrap();
-        std::fs::write(parts.0.join("config.dump"), "{}").unwrap();
+        std::fs::create_dir(parts.path().join(IMAGES)).unwrap();
+        std::fs::write(parts.path().join("checkpoint/pages-1.img"), "pages").unwrap();
+        std::fs::write(parts.path().join("config.dump"), "{}").unwrap();
         let location = dir.path().join("c.tar");
-        archive(&parts.0, &location).unwrap();
+        archive(parts.path(), &location).unwrap();
         let mut tar = tar::Archive::new(std::fs::File::open(&location).unwrap());
         let named = |entry: std::io::Result<tar::Entry<'_, std::fs::File>>| {
             entry.unwrap().path().unwrap().to_string_lossy().into_owned()
@@ -310,7 +292,7 @@ mod tests {
         assert_eq!(names, ["checkpoint", "checkpoint/pages-1.img", "config.dump"]);
         archive(&root.path().join("nothing"), &dir.path().join("d.tar")).unwrap_err();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        let path = parts.0.clone();
+        let path = parts.path().to_owned();
         drop(parts);
         assert!(!path.exists());
     }

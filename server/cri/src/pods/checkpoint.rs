@@ -13,15 +13,16 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use super::{Pod, found};
+use crate::checkpoints::Output;
 use crate::containers::{Container, check_runs};
 use crate::handlers::runtime_of;
 use crate::stages::{LONG, SHORT, Stages};
 use crate::{Cri, Error, Result};
 
 /// What lists the containers of a checkpoint. Written last: without it there is none.
-pub(super) const LIST: &str = "pod.json";
+pub(crate) const LIST: &str = "pod.json";
 /// Configuration of the pod, as a message.
-pub(super) const POD: &str = "pod.config";
+pub(crate) const POD: &str = "pod.config";
 /// Configuration of a container, as a message, beside what else a container's checkpoint has.
 pub(super) const CONTAINER: &str = "container.config";
 /// The form of all that.
@@ -49,9 +50,12 @@ pub(super) struct Listed {
     pub(super) image_id: String,
 }
 
+/// Directory of the directories of its containers.
+pub(crate) const CONTAINERS: &str = "containers";
+
 /// Directory of the container of that number.
 pub(super) fn part(of: &Path, at: usize) -> PathBuf {
-    of.join("containers").join(at.to_string())
+    of.join(CONTAINERS).join(at.to_string())
 }
 
 /// Options of checkpoints are the runtime's own, and ours has none.
@@ -76,7 +80,7 @@ impl Cri {
         let pod = self.pods.get(&request.pod_sandbox_id)?;
         self.check_checkpoints()?;
         no_options(&request.options)?;
-        let output = Output::of(&request.output_path)?;
+        let output = Output::of(&self.root, &request.output_path)?;
         let chosen = self.chosen(&pod, &request.container_ids)?;
         // What is left of it is for the thaw.
         let (cri, limit) = (self.clone(), limit.map_or(LONG, |limit| limit.saturating_sub(RESERVE.min(limit / 4))));
@@ -123,7 +127,7 @@ impl Cri {
         }
         chosen.iter().try_for_each(|container| check_runs(container))?;
         let stages = Stages::begin(self, "pod checkpoint", &pod.id);
-        let capturing = self.freeze_and_capture(pod, chosen, &output.0, &stages);
+        let capturing = self.freeze_and_capture(pod, chosen, output.path(), &stages);
         let late = |_| Error::Deadline { what: format!("checkpoint of pod {:?}", pod.id), limit };
         let captured = tokio::time::timeout(limit, capturing).await.map_err(late).and_then(|captured| captured);
         stages.note("thawing".to_owned());
@@ -155,6 +159,7 @@ impl Cri {
         for (at, container) in chosen.iter().enumerate() {
             let (config, part) = (container.config(), part(into, at));
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&part).map_err(Error::io("create", &part))?;
+            fail::fail_point!("cri::pod-checkpoint-part");
             self.capture(container, &part, stages).await?;
             write(&part.join(CONTAINER), &config.encode_to_vec())?;
             let name = config.metadata.clone().unwrap_or_default().name;
@@ -186,63 +191,9 @@ impl Cri {
     }
 }
 
-/// The caller's directory: empty again when this is dropped, unless it was finished.
-struct Output(PathBuf);
-
-impl Output {
-    fn of(path: &str) -> Result<Output> {
-        let bad = |reason: &str| Err(Error::invalid("output_path", format!("{path:?} {reason}")));
-        if !path.starts_with('/') || path.contains('\0') {
-            return bad("is not an absolute path");
-        }
-        let there = std::fs::symlink_metadata(path);
-        if !there.is_ok_and(|there| there.is_dir()) {
-            return bad("is not a directory that is there");
-        }
-        match std::fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
-            Ok(true) => Ok(Output(PathBuf::from(path))),
-            Ok(false) => bad("is not empty"),
-            Err(error) => bad(&format!("cannot be read: {error}")),
-        }
-    }
-
-    fn finish(self) -> Result<()> {
-        sync(&self.0)?;
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        let gone = |result: std::io::Result<()>| {
-            result.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
-        };
-        let files = [LIST, POD].map(|name| gone(std::fs::remove_file(self.0.join(name))));
-        let parts = gone(std::fs::remove_dir_all(self.0.join("containers")));
-        for error in files.into_iter().chain([parts]).filter_map(std::result::Result::err) {
-            tracing::warn!(path = %self.0.display(), %error, "parts of a checkpoint that failed stay");
-        }
-    }
-}
-
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     opened.and_then(|mut file| std::io::Write::write_all(&mut file, bytes)).map_err(Error::io("write", path))
-}
-
-/// Writes a directory and all below it to the disk.
-fn sync(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(directory).map_err(Error::io("read", directory))? {
-        let path = entry.map_err(Error::io("read", directory))?.path();
-        let kind = std::fs::symlink_metadata(&path).map_err(Error::io("read", &path))?.file_type();
-        if kind.is_dir() {
-            sync(&path)?;
-        } else if kind.is_file() {
-            std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
-        }
-    }
-    std::fs::File::open(directory).and_then(|file| file.sync_all()).map_err(Error::io("sync", directory))
 }
 
 /// The names of what a checkpoint has, or of what is asked for, each once.
@@ -262,29 +213,6 @@ pub(super) fn names<'a>(field: &str, all: impl Iterator<Item = &'a str>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn refused(path: &Path) -> bool {
-        matches!(Output::of(&path.to_string_lossy()), Err(Error::Invalid { field, .. }) if field == "output_path")
-    }
-
-    #[test]
-    fn a_checkpoint_goes_into_an_empty_directory_which_is_empty_again_when_it_failed() {
-        let dir = tempfile::tempdir().unwrap();
-        let output = Output::of(&dir.path().to_string_lossy()).unwrap();
-        std::fs::create_dir_all(part(dir.path(), 3)).unwrap();
-        write(&part(dir.path(), 3).join(CONTAINER), b"x").unwrap();
-        write(&dir.path().join(LIST), b"{}").unwrap();
-        assert!(refused(dir.path()), "it is not empty");
-        drop(output);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let output = Output::of(&dir.path().to_string_lossy()).unwrap();
-        write(&dir.path().join(POD), b"").unwrap();
-        output.finish().unwrap();
-        assert!(dir.path().join(POD).exists());
-        for bad in [Path::new("relative"), Path::new(""), &dir.path().join("none"), &dir.path().join(POD)] {
-            assert!(refused(bad), "{bad:?}");
-        }
-    }
 
     #[test]
     fn options_are_refused_and_names_are_there_once() {

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use gantry_api::pb::runtime::v1 as wire;
 
+pub(crate) use checkpoint::{CONTAINERS, LIST, POD};
 pub(crate) use network::open_networks;
 pub(crate) use pause::mapping;
 pub(crate) use record::{Facts, labels as kind_labels};

@@ -24,6 +24,7 @@ impl Cri {
         self.clear_networks().await;
         self.restore_containers().await;
         self.clear_files().await;
+        self.clear_checkpoints().await;
     }
 
     async fn restore_pod(&self, record: Sandbox) {

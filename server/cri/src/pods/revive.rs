@@ -2,6 +2,7 @@
 //! it has is compared with what is asked for, and what fails leaves nothing behind.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -37,12 +38,22 @@ struct Reviving {
     until: Instant,
 }
 
+/// Whether it is a shim's runtime that restores by CRIU: what others need is not known here.
+fn needs_criu(runtime: &str) -> bool {
+    ["io.containerd.gantry.v1", "io.containerd.runc.v2"].contains(&runtime)
+}
+
+/// Whether a shim, which has the daemon's search path, will find CRIU.
+fn has_criu(path: &OsStr) -> bool {
+    std::env::split_paths(path).any(|directory| directory.join("criu").is_file())
+}
+
 impl Cri {
     /// Makes a pod, and containers that go on from a checkpoint when they are started. A retry joins.
     ///
     /// # Errors
     /// [`Error::Invalid`] for what is asked for and is not as in the checkpoint, or for a checkpoint that is none;
-    /// [`Error::Deadline`] after `limit`; what making pods and containers says. Nothing stays then.
+    /// [`Error::State`] where CRIU is missing; [`Error::Deadline`] after `limit`; what making pods and containers says. Nothing stays then.
     pub(crate) async fn revive_pod(
         &self,
         request: wire::RestorePodRequest,
@@ -57,6 +68,9 @@ impl Cri {
         let reading = tokio::task::spawn_blocking(move || Saved::read(&path));
         let saved = reading.await.map_err(|_| Error::Stopped { what: "reading a pod's checkpoint" })??;
         saved.fits(&request, &runtime)?;
+        if needs_criu(&runtime) && !has_criu(&std::env::var_os("PATH").unwrap_or_default()) {
+            return Err(Error::State("CRIU is not installed (no criu in PATH): no container could be restored".into()));
+        }
         let (cri, id) = (self.clone(), new_id()?);
         let until = Instant::now() + limit.unwrap_or(LONG);
         let reviving = Reviving { id: id.clone(), request, saved, until };
@@ -268,4 +282,20 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
     let copied = made.and_then(|mut file| std::io::copy(&mut source, &mut file).and_then(|_| file.sync_all()));
     copied.map_err(Error::io("write", to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn criu_is_a_file_in_the_search_path() {
+        let (empty, has) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(empty.path().join("criu")).unwrap();
+        std::fs::write(has.path().join("criu"), "").unwrap();
+        let path = |of: &[&Path]| std::env::join_paths(of).unwrap();
+        assert!(has_criu(&path(&[empty.path(), has.path()])));
+        assert!(!has_criu(&path(&[empty.path()])));
+        assert!(!has_criu(OsStr::new("")));
+    }
 }
