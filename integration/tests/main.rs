@@ -37,5 +37,6 @@ mod sandbox;
 mod service;
 mod shims;
 mod snapshotters;
+mod stopped;
 mod tour;
 mod trees;

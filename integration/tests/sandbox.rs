@@ -16,7 +16,7 @@ use crate::bad_requests::{Wire, ask};
 const RUNTIME: &str = "io.containerd.gantry.v1";
 
 /// A pod's configuration in a file.
-fn pod(lab: &Lab, id: &str) -> String {
+pub(crate) fn pod(lab: &Lab, id: &str) -> String {
     let file = lab.path(&format!("{id}.json"));
     let config = serde_json::json!({
         "ociVersion": "1.2.0",
@@ -124,7 +124,7 @@ fn is_alive(pid: i32) -> bool {
 }
 
 #[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..400 {
         if done() {
             return;

@@ -2,7 +2,8 @@
 //!
 //! Only with the feature `failpoints`, which no release has, and only where the environment has `FAILPOINTS`. The header
 //! `gantry-failpoint: NAME*N` kills the process, as `kill -9` would, when NAME is passed the N-th time (the first time
-//! without `*N`), be it by that call or a later one.
+//! without `*N`), be it by that call or a later one. With `stop` behind it, and a space between, the process is stopped
+//! (`SIGSTOP`) instead.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -31,12 +32,16 @@ pub(crate) fn wrap(routes: Routes) -> Routes {
 fn arm<B>(request: http::Request<B>) -> http::Request<B> {
     let named = request.headers().get(HEADER).filter(|_| OPEN.load(Ordering::SeqCst));
     if let Some(text) = named.and_then(|value| value.to_str().ok()) {
-        let (name, count) = text.split_once('*').unwrap_or((text, "1"));
+        let (point, signal) = match text.strip_suffix(" stop") {
+            Some(point) => (point, Signal::SIGSTOP),
+            None => (text, Signal::SIGKILL),
+        };
+        let (name, count) = point.split_once('*').unwrap_or((point, "1"));
         let left = AtomicU64::new(count.parse().unwrap_or(1));
         let hit = move || {
             if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                // Nothing survives that could look at the result.
-                let _ = raise(Signal::SIGKILL);
+                // Nothing survives a kill that could look at the result, and a stop cannot fail.
+                let _ = raise(signal);
             }
         };
         if let Err(error) = fail::cfg_callback(name, hit) {
