@@ -1,4 +1,5 @@
-//! The runtime as a command, beside the pinned runc and Debian's crun: one bundle, one command line, in turn.
+//! The runtime as a command, beside the pinned runc, Debian's crun and a pinned youki: one bundle, one command line, in
+//! turn.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -20,6 +21,7 @@ const ROUNDS: usize = 40;
 pub const ALL: &[Row<Bundle>] = &[
     Row { name: "runtime: a container's life, beside runc", bar: Bar::RatioAtMost(0.15), measure: beside_runc },
     Row { name: "runtime: a container's life, beside Debian's crun", bar: Bar::RatioAtMost(0.3), measure: beside_crun },
+    Row { name: "runtime: a container's life, beside youki", bar: Bar::None, measure: beside_youki },
     Row { name: "shim binary, beside containerd's", bar: Bar::OursAtMost(1.5), measure: shim_size },
 ];
 
@@ -85,6 +87,10 @@ impl Bundle {
 
 fn beside_runc(bundle: &Bundle) -> Pairs {
     bundle.beside(&peer_binary("runc"))
+}
+
+fn beside_youki(bundle: &Bundle) -> Pairs {
+    bundle.beside(&peer_binary("youki/bin/youki"))
 }
 
 fn beside_crun(bundle: &Bundle) -> Pairs {

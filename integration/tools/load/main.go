@@ -190,11 +190,16 @@ func (l *load) repeated(step func(worker, call int) (int64, error)) (result, err
 	if err := failure.Load(); err != nil {
 		return result{}, *err
 	}
+	r := result{Bytes: sum.Load()}
+	r.tell(took)
+	return r, nil
+}
+
+// tell takes over how long each operation took, by worker.
+func (r *result) tell(took [][]time.Duration) {
 	all := slices.Concat(took...)
 	sort.Slice(all, func(i, j int) bool { return all[i] < all[j] })
-	return result{
-		Operations: int64(len(all)), Bytes: sum.Load(), P50: at(all, 0.5), P99: at(all, 0.99), Longest: at(all, 1),
-	}, nil
+	r.Operations, r.P50, r.P99, r.Longest = int64(len(all)), at(all, 0.5), at(all, 0.99), at(all, 1)
 }
 
 // at is the value at this fraction of a sorted list, in microseconds.
