@@ -19,7 +19,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::limits::Gate;
-use crate::listen::{Certificates, Connection};
+use crate::listen::Certificates;
 use crate::measure::Measurements;
 use crate::observe::Pages;
 use crate::plugins::Besides;
@@ -250,7 +250,7 @@ fn serve<S, T>(
     drain: Duration,
 ) -> impl Future<Output = ()> + use<S, T>
 where
-    S: Stream<Item = io::Result<Connection<T>>> + Send + 'static,
+    S: Stream<Item = io::Result<T>> + Send + 'static,
     T: listen::Io + 'static,
 {
     let stopping = stopping.clone();

@@ -21,6 +21,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use crate::config::Limits;
+use crate::listen::Caller;
 use crate::measure::Measurements;
 
 /// Calls whose end is not ours to decide.
@@ -139,9 +140,9 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = request.uri().path().to_owned();
-        let connection = request.extensions().get::<Calls>().cloned().unwrap_or_default();
+        let caller = request.extensions().get::<Arc<Caller>>().cloned().unwrap_or_default();
         let measurements = Arc::clone(&self.gate.measurements);
-        match self.gate.enter(&method, &connection) {
+        match self.gate.enter(&method, &caller.calls) {
             Err(status) => {
                 measurements.refused();
                 let response: Response<Body> = status.into_http();

@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::limits::Calls;
+use crate::line::TakesFiles;
 
 /// How long a client may take for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -29,16 +30,12 @@ const RELIEF: Duration = Duration::from_millis(100);
 /// its own costs among twice as many (socket(7), `SO_SNDBUF`).
 const SENDING: usize = 1 << 20;
 
-/// A connection and the calls that run on it.
-pub(crate) struct Connection<T> {
-    pub(crate) stream: T,
+/// What each call knows of the connection that it came by.
+#[derive(Debug, Default)]
+pub(crate) struct Caller {
+    /// The calls that run on it.
     pub(crate) calls: Calls,
-}
-
-impl<T> Connection<T> {
-    fn new(stream: T) -> Connection<T> {
-        Connection { stream, calls: Calls::default() }
-    }
+    pub(crate) takes_files: TakesFiles,
 }
 
 /// What a connection of either kind can do.
@@ -62,7 +59,7 @@ impl Io for TlsStream<TcpStream> {}
 impl Io for Box<dyn Io> {}
 
 /// The connections of the unix socket.
-pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Connection<UnixStream>>> {
+pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
     futures::stream::unfold(listener, |listener| async {
         let stream = loop {
             match listener.accept().await {
@@ -73,7 +70,7 @@ pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Conn
                 Err(error) => relieve(&error).await,
             }
         };
-        Some((Ok(Connection::new(stream)), listener))
+        Some((Ok(stream), listener))
     })
 }
 
@@ -106,10 +103,7 @@ impl Certificates {
 }
 
 /// The connections of the TCP port, once their handshake is done. A client that fails it is named in the log.
-pub(crate) fn tcp(
-    listener: TcpListener,
-    certificates: Certificates,
-) -> impl Stream<Item = io::Result<Connection<Box<dyn Io>>>> {
+pub(crate) fn tcp(listener: TcpListener, certificates: Certificates) -> impl Stream<Item = io::Result<Box<dyn Io>>> {
     let (ready, connections) = mpsc::channel(HANDSHAKES);
     tokio::spawn(async move {
         let room = Arc::new(Semaphore::new(HANDSHAKES));
@@ -130,7 +124,7 @@ pub(crate) fn tcp(
             tokio::spawn(async move {
                 match greet(stream, certificates.get()).await {
                     // Nobody waits for it any more where the daemon stops.
-                    Ok(stream) => drop(ready.send(Ok(Connection::new(stream))).await),
+                    Ok(stream) => drop(ready.send(Ok(stream)).await),
                     Err(error) => refused(peer, &error),
                 }
                 drop(place);

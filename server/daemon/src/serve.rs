@@ -27,9 +27,9 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Layer as _, Service};
 
-use crate::limits::{Counted, Gate, Gated};
+use crate::limits::{Calls, Counted, Gate, Gated};
 use crate::line::Line;
-use crate::listen::{Connection, Io};
+use crate::listen::{Caller, Io};
 use crate::scope;
 
 /// HTTP/2 windows: a chunk on its way never waits for an acknowledgement of the one before.
@@ -44,7 +44,7 @@ const ROUNDS: usize = 8;
 /// Serves until `stopping`; returns when the last call has ended.
 pub(crate) async fn serve<S, T>(connections: S, routes: Routes, gate: Gate, stopping: CancellationToken)
 where
-    S: Stream<Item = io::Result<Connection<T>>> + Send + 'static,
+    S: Stream<Item = io::Result<T>> + Send + 'static,
     T: Io + 'static,
 {
     let service = gate.layer(routes.prepare());
@@ -69,16 +69,14 @@ where
 }
 
 /// Serves one connection.
-async fn attend<T>(connection: Connection<T>, service: Gated<Routes>, stopping: CancellationToken)
+async fn attend<T>(stream: T, service: Gated<Routes>, stopping: CancellationToken)
 where
     T: Io + 'static,
 {
-    let Connection { stream, calls } = connection;
     let line = Line::new(stream);
-    let takes_files = line.takes_files();
+    let caller = Arc::new(Caller { calls: Calls::default(), takes_files: line.takes_files() });
     let answer = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(calls.clone());
-        request.extensions_mut().insert(takes_files.clone());
+        request.extensions_mut().insert(Arc::clone(&caller));
         answer(service.clone(), request)
     });
     let served = http2::Builder::new(Begin)

@@ -17,7 +17,7 @@ use super::Services;
 use super::decode::digest;
 use super::front::{Answers, Method};
 use super::plain::{PREFIX, Piece, answer, decoded, seal};
-use crate::line::TakesFiles;
+use crate::listen::Caller;
 use crate::{scope, status};
 
 /// Answers `Read`.
@@ -49,7 +49,7 @@ async fn answer_read(
 ) -> Result<http::Response<Body>, Status> {
     let request = decoded::<ReadContentRequest>(request, max_receive).await?;
     let scope = scope::of(&request)?;
-    let takes_files = request.extensions().get::<TakesFiles>().is_some_and(TakesFiles::get);
+    let takes_files = request.extensions().get::<Arc<Caller>>().is_some_and(|caller| caller.takes_files.get());
     let request = request.into_inner();
     let digest = digest(&request.digest)?;
     let blob = services.engine.content.reader(&scope, &digest).await.map_err(status::of)?;
