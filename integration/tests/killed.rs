@@ -2,6 +2,7 @@
 //! acknowledged is there, what was not is either whole or not there at all, a retry succeeds, and nothing is left over.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use gantry_integration::images::{Image, busybox_root};
@@ -596,6 +597,33 @@ fn transfers_begin_anew_wherever_the_daemon_is_killed() {
             world.census(&format!("{args:?} killed at {point}"));
         }
     }
+    world.finish();
+}
+
+#[test]
+fn what_is_killed_and_done_again_leaves_no_ingest_though_the_lease_of_the_first_time_lives_on() {
+    let mut world = World::new();
+    let registry = DockerRegistry::start(&world.lab);
+    let image = Image::new(&world.lab, "busybox").layer(&busybox_root(&world.lab)).push(&registry.host(), "busybox");
+    let archive = world.lab.path("image.tar").to_string_lossy().into_owned();
+    let pull = ["images", "pull", "--plain-http", &image];
+    world.daemon.ctr(&pull).ok();
+    world.daemon.ctr(&["images", "export", &archive, &image]).ok();
+    for args in [&pull[..], &["images", "import", &archive], &["images", "import", "--local", &archive]] {
+        for point in ["content::before-rename", "content::before-rename*2", "content::before-rename*3"] {
+            world.drop_leases();
+            world.daemon.ctr(&["images", "rm", "--sync", &image]).ok();
+            world.arm(point);
+            let out = world.client(args);
+            assert!(world.daemon.has_ended(), "{point} is not passed by {args:?}: {out}");
+            world.revive();
+            world.daemon.ctr(args).ok();
+            let left = fs::read_dir(world.daemon.root().join("content/ingest")).expect("the directory").count();
+            let active = world.daemon.ctr(&["content", "active"]);
+            assert_eq!(left, 0, "{args:?} killed at {point}: {active}");
+        }
+    }
+    world.drop_leases();
     world.finish();
 }
 

@@ -104,11 +104,8 @@ impl LocalWriter {
     /// Starts to append what is pending.
     fn start(&mut self) -> Result<(), Error> {
         let (ingest, pending) = self.idle()?;
-        let hashes = self.hash.is_none();
-        self.slot =
-            Slot::Busy(spawn_blocking(
-                move || if hashes { appended(ingest, &pending) } else { written(ingest, &pending) },
-            ));
+        let write: fn(Box<Ingest>, &[Bytes]) -> Done = if self.hash.is_none() { appended } else { written };
+        self.slot = Slot::Busy(spawn_blocking(move || write(ingest, &pending)));
         Ok(())
     }
 
@@ -245,6 +242,7 @@ impl Drop for LocalWriter {
     }
 }
 
+/// The digest of what is in the file comes along.
 fn appended(mut ingest: Box<Ingest>, pieces: &[Bytes]) -> Done {
     let result = ingest.append(pieces, None);
     (ingest, result)

@@ -145,7 +145,7 @@ impl Content {
     }
 
     async fn try_write_all(&self, scope: &Scope, digest: &Digest, data: Bytes, labels: Labels) -> Result<()> {
-        let (reference, size) = (format!("blob-{digest}-{}", unique()), data.len() as u64);
+        let (reference, size) = (passing(&format!("blob-{digest}")), data.len() as u64);
         let written = async {
             let mut writer = self.writer(scope, &reference, Some(size), Some(digest)).await?;
             if writer.status().offset < size {
@@ -224,6 +224,14 @@ impl Content {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// What the references of ingests begin with that only this run of the daemon can end.
+pub(crate) const PASSING: &str = "passing/";
+
+/// A new reference of that kind: nobody knows it, so nobody goes on with what a killed daemon leaves of it.
+pub(crate) fn passing(what: &str) -> String {
+    format!("{PASSING}{what}-{}", unique())
 }
 
 /// Whether an error says that the blob to write is there.

@@ -13,9 +13,8 @@ use gantry_types::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::content::{Content, is_present};
+use crate::content::{Content, is_present, passing};
 use crate::core::Core;
-use crate::leases::unique;
 use crate::mounts::Held;
 use crate::place::{self, Below, Place};
 use crate::processors::{self, Programs, Recipe};
@@ -185,7 +184,7 @@ impl Diff {
         options: DiffOptions,
     ) -> Result<Descriptor> {
         let (media_type, compression) = made_as(&options.media_type)?;
-        let made_up = format!("layer-{}", unique());
+        let made_up = passing("layer");
         let reference = if options.reference.is_empty() { &made_up } else { &options.reference };
         let operation = self.core.ops.begin("diff", reference.as_str(), Some(&scope.namespace), scope.deadline);
         operation.stage("comparing and storing");

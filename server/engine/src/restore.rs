@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use gantry_content::Error as StoreError;
 use gantry_shims::{Found, Restored};
 use gantry_snapshots::Snapshotter;
 use gantry_ttrpc::pb::containerd::task::v3::StateResponse;
 use gantry_ttrpc::pb::containerd::v1::types::Status;
 use gantry_types::{Filter, Namespace};
 
+use crate::content::PASSING;
 use crate::core::Core;
 use crate::engine::Repair;
 use crate::tasks::{Exit, Task, Tasks};
@@ -29,6 +31,7 @@ impl Repairs {
 
 /// Removes what no record names, and records whose object is gone.
 pub(crate) async fn reconcile(core: &Core, repairs: &mut Repairs) {
+    passing_ingests(core, repairs).await;
     if !core.config.has_remote_store() {
         orphaned_content(core, repairs).await;
         missing_content(core, repairs).await;
@@ -37,6 +40,24 @@ pub(crate) async fn reconcile(core: &Core, repairs: &mut Repairs) {
     for (name, snapshotter) in core.snapshotters.iter().filter(|(_, snapshotter)| !snapshotter.is_remote()) {
         orphaned_snapshots(core, name, &**snapshotter, repairs).await;
         missing_snapshots(core, name, &**snapshotter, repairs).await;
+    }
+}
+
+/// Ingests that only an earlier run of the daemon could have ended.
+async fn passing_ingests(core: &Core, repairs: &mut Repairs) {
+    for namespace in namespaces(core) {
+        let ingests = core.db.ingests(&namespace);
+        for ingest in ingests.scan().filter_map(Result::ok).filter(|ingest| ingest.reference.starts_with(PASSING)) {
+            let mut outcome = ingests.delete(&ingest.reference, None).await.map(drop).map_err(crate::Error::from);
+            if outcome.is_ok() {
+                outcome = match core.store.abort(&ingest.internal).await {
+                    Ok(()) | Err(StoreError::IngestNotFound { .. }) => Ok(()),
+                    Err(error) => Err(error.into()),
+                };
+            }
+            let what = format!("ingest {:?} in {namespace}", ingest.reference);
+            repairs.note(what, said(outcome, "removed: nobody can go on with it"));
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 //! it has is compared with what is asked for, and what fails leaves nothing behind.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::io::Read as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -43,11 +42,6 @@ fn needs_criu(runtime: &str) -> bool {
     ["io.containerd.gantry.v1", "io.containerd.runc.v2"].contains(&runtime)
 }
 
-/// Whether a shim, which has the daemon's search path, will find CRIU.
-fn has_criu(path: &OsStr) -> bool {
-    std::env::split_paths(path).any(|directory| directory.join("criu").is_file())
-}
-
 impl Cri {
     /// Makes a pod, and containers that go on from a checkpoint when they are started. A retry joins.
     ///
@@ -68,8 +62,10 @@ impl Cri {
         let reading = tokio::task::spawn_blocking(move || Saved::read(&path));
         let saved = reading.await.map_err(|_| Error::Stopped { what: "reading a pod's checkpoint" })??;
         saved.fits(&request, &runtime)?;
-        if needs_criu(&runtime) && !has_criu(&std::env::var_os("PATH").unwrap_or_default()) {
-            return Err(Error::State("CRIU is not installed (no criu in PATH): no container could be restored".into()));
+        if needs_criu(&runtime) && !self.engine.tasks.finds_program("criu") {
+            return Err(Error::State(
+                "CRIU is not installed (no criu where shims look for programs): no container could be restored".into(),
+            ));
         }
         let (cri, id) = (self.clone(), new_id()?);
         let until = Instant::now() + limit.unwrap_or(LONG);
@@ -282,20 +278,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
     let copied = made.and_then(|mut file| std::io::copy(&mut source, &mut file).and_then(|_| file.sync_all()));
     copied.map_err(Error::io("write", to))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn criu_is_a_file_in_the_search_path() {
-        let (empty, has) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::fs::create_dir(empty.path().join("criu")).unwrap();
-        std::fs::write(has.path().join("criu"), "").unwrap();
-        let path = |of: &[&Path]| std::env::join_paths(of).unwrap();
-        assert!(has_criu(&path(&[empty.path(), has.path()])));
-        assert!(!has_criu(&path(&[empty.path()])));
-        assert!(!has_criu(OsStr::new("")));
-    }
 }

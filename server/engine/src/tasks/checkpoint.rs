@@ -17,8 +17,7 @@ use tempfile::TempDir;
 
 use super::create::any;
 use super::{Create, Task, Tasks};
-use crate::content::{Content, is_present};
-use crate::leases::unique;
+use crate::content::{Content, is_present, passing};
 use crate::mounts::Held;
 use crate::place::{Below, Place};
 use crate::stream;
@@ -105,7 +104,7 @@ impl Tasks {
 
     /// Stores a directory as a tar, and removes it.
     async fn store_archive(&self, scope: &Scope, images: TempDir) -> Result<Descriptor> {
-        let (content, reference) = (self.content(), format!("checkpoint-{}", unique()));
+        let (content, reference) = (self.content(), passing("checkpoint"));
         let mut writer = content.writer(scope, &reference, None, None).await?;
         writer.describe(ARCHIVE);
         let (mut spout, mut pieces) = stream::spout();

@@ -184,6 +184,11 @@ impl Tasks {
         }
     }
 
+    /// Whether shims, which have the daemon's search path, find a program of that name.
+    pub fn finds_program(&self, name: &str) -> bool {
+        self.core.config.search.iter().any(|directory| directory.join(name).is_file())
+    }
+
     /// Starts the task, or with an exec id that process; gives the process id.
     ///
     /// # Errors

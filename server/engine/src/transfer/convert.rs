@@ -11,10 +11,9 @@ use serde_json::{Value, json};
 
 use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE, Manifest};
 use super::{Convert, LayerForm, Transfer};
-use crate::content::is_present;
+use crate::content::{is_present, passing};
 use crate::diff::compression_of;
 use crate::images::Image;
-use crate::leases::unique;
 use crate::stream::{self, Drain, Spout};
 use crate::{Error, Result};
 
@@ -133,7 +132,7 @@ impl One<'_> {
         }
         let content = &self.t.content;
         let reader = content.reader(self.scope, &layer.digest).await?;
-        let reference = format!("convert-{}", unique());
+        let reference = passing("convert");
         let mut writer = content.writer(self.scope, &reference, None, None).await?;
         let ((feed, drain), (spout, mut pieces)) = (stream::pipe(), stream::spout());
         let control = Arc::new(Control::default());

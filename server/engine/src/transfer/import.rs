@@ -20,9 +20,8 @@ use tokio_util::io::SyncIoBridge;
 
 use super::manifest::{self, Document, MAX_DEPTH, MAX_SIZE, Written};
 use super::{Import, Progress, ProgressSink, Transfer, names};
-use crate::content::{CHUNK, Content, is_present};
+use crate::content::{CHUNK, Content, is_present, passing};
 use crate::images::Image;
-use crate::leases::unique;
 use crate::{Error, Result};
 
 /// How long what an import made is kept should it never end.
@@ -124,8 +123,7 @@ async fn read_files(t: &Transfer, scope: &Scope, archive: Box<dyn AsyncRead + Se
         let stream = Decompressor::detect(ahead).map_err(broken)?;
         let mut archive = tar::Archive::new(stream);
         let mut files = Files::default();
-        let ingest =
-            Ingest { content: &content, scope: &scope, handle: &handle, prefix: format!("import-{}", unique()) };
+        let ingest = Ingest { content: &content, scope: &scope, handle: &handle, prefix: passing("import") };
         for entry in archive.entries().map_err(broken)? {
             let mut entry = entry.map_err(broken)?;
             ingest.entry(&mut entry, &mut files)?;
