@@ -96,7 +96,9 @@ fn target_dir() -> PathBuf {
 async fn open(dir: &Path) -> Runtime {
     let mut settings = gantry_engine::Config::new(dir.join("root"), dir.join("state"));
     settings.executable = std::env::current_exe().unwrap();
-    settings.search = vec![target_dir()];
+    // As the daemon has it: shims lie here, and find CRIU by the search path.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    settings.search = std::iter::once(target_dir()).chain(std::env::split_paths(&path)).collect();
     let engine = Engine::open(settings).await.unwrap().0;
     let scope = Scope::new("k8s.io".parse().unwrap());
     let (archive, import) =

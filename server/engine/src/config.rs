@@ -20,7 +20,7 @@ pub struct Config {
     /// The program that embeds the engine; shims are told it as `-publish-binary`, and their binaries are looked for
     /// beside it.
     pub executable: PathBuf,
-    /// Further directories to look for shims' binaries in (`PATH`).
+    /// Further directories to look in for shims' binaries, and for programs that shims call (`PATH`).
     pub search: Vec<PathBuf>,
     /// Shim binaries by runtime name, in front of all other rules.
     pub runtimes: BTreeMap<String, PathBuf>,
