@@ -38,6 +38,14 @@ impl World {
         World { daemon, wire, listener, events, lab }
     }
 
+    /// An image with busybox, pulled; its name.
+    fn image(&self) -> String {
+        let registry = DockerRegistry::start(&self.lab);
+        let image = Image::new(&self.lab, "busybox").layer(&busybox_root(&self.lab)).push(&registry.host(), "busybox");
+        self.daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+        image
+    }
+
     /// What the client says whose daemon is stopped at that point and goes on some time later.
     fn stopped_at(&self, point: &str, args: &[&str]) -> Outcome {
         let version = ask("", "version.v1.Version/Version", json!({}));
@@ -90,9 +98,7 @@ fn listen(daemon: &Daemon, into: &PathBuf) -> Child {
 #[test]
 fn the_end_of_a_task_is_told_once_and_with_its_code_wherever_the_daemon_was_stopped() {
     let world = World::new();
-    let registry = DockerRegistry::start(&world.lab);
-    let image = Image::new(&world.lab, "busybox").layer(&busybox_root(&world.lab)).push(&registry.host(), "busybox");
-    world.daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+    let image = world.image();
     for point in ["before-shim", "after-shim", "after-create", "after-start", "after-delete", "after-bundle"] {
         let id = world.lab.id(point);
         let run = ["run", "--rm", &image, &id, "/bin/sh", "-c", "exit 7"];
@@ -109,9 +115,7 @@ fn the_end_of_a_task_is_told_once_and_with_its_code_wherever_the_daemon_was_stop
 #[test]
 fn the_end_of_an_additional_process_is_told_once_wherever_the_daemon_was_stopped() {
     let world = World::new();
-    let registry = DockerRegistry::start(&world.lab);
-    let image = Image::new(&world.lab, "busybox").layer(&busybox_root(&world.lab)).push(&registry.host(), "busybox");
-    world.daemon.ctr(&["images", "pull", "--plain-http", &image]).ok();
+    let image = world.image();
     let id = world.lab.id("main");
     world.daemon.ctr(&["run", "-d", &image, &id, "/bin/sleep", "1000"]).ok();
     // The client's calls, one after the other, behind the one that arms: among them "tasks.v1.Tasks/Exec", "Start" and

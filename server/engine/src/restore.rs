@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use gantry_content::Error as StoreError;
 use gantry_shims::{Found, Restored};
 use gantry_snapshots::Snapshotter;
 use gantry_ttrpc::pb::containerd::task::v3::StateResponse;
@@ -43,19 +42,14 @@ pub(crate) async fn reconcile(core: &Core, repairs: &mut Repairs) {
     }
 }
 
-/// Ingests that only an earlier run of the daemon could have ended.
+/// Records of ingests that only an earlier run of the daemon could have ended; their bytes go as those that no record
+/// names.
 async fn passing_ingests(core: &Core, repairs: &mut Repairs) {
     for namespace in namespaces(core) {
         let ingests = core.db.ingests(&namespace);
         for ingest in ingests.scan().filter_map(Result::ok).filter(|ingest| ingest.reference.starts_with(PASSING)) {
-            let mut outcome = ingests.delete(&ingest.reference, None).await.map(drop).map_err(crate::Error::from);
-            if outcome.is_ok() {
-                outcome = match core.store.abort(&ingest.internal).await {
-                    Ok(()) | Err(StoreError::IngestNotFound { .. }) => Ok(()),
-                    Err(error) => Err(error.into()),
-                };
-            }
-            let what = format!("ingest {:?} in {namespace}", ingest.reference);
+            let outcome = ingests.delete(&ingest.reference, None).await;
+            let what = format!("record of ingest {:?} in {namespace}", ingest.reference);
             repairs.note(what, said(outcome, "removed: nobody can go on with it"));
         }
     }

@@ -47,7 +47,8 @@ impl Cri {
     ///
     /// # Errors
     /// [`Error::Invalid`] for what is asked for and is not as in the checkpoint, or for a checkpoint that is none;
-    /// [`Error::State`] where CRIU is missing; [`Error::Deadline`] after `limit`; what making pods and containers says. Nothing stays then.
+    /// [`Error::State`] where CRIU is missing; [`Error::Deadline`] after `limit`; what making pods and containers says.
+    /// Nothing stays then.
     pub(crate) async fn revive_pod(
         &self,
         request: wire::RestorePodRequest,
