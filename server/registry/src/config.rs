@@ -71,7 +71,7 @@ pub struct Ranged {
 
 impl Default for Ranged {
     fn default() -> Ranged {
-        Ranged { threshold: 64 << 20, chunk: 4 << 20, parallel: 3, window: 16 << 20 }
+        Ranged { threshold: 64 << 20, chunk: 4 << 20, parallel: 3, window: 8 << 20 }
     }
 }
 

@@ -4,9 +4,11 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 mod error;
 mod extract;
+mod fill;
 mod lower;
 mod metadata;
 mod own;
@@ -15,11 +17,12 @@ mod places;
 
 pub(crate) use extract::remove_below;
 use extract::{Extractor, within};
+use fill::Filling;
 
 use crate::archive::{Entry, Reader};
 
 pub use error::{ApplyError, Limit, Reason};
-pub(crate) use error::{call, shown};
+pub(crate) use error::{Fault, call, shown};
 pub(crate) use lower::{Lowers, all_xattrs_at, is_opaque, xattrs_at};
 pub(crate) use metadata::{Process, admit_xattrs, mtime, through_descriptor};
 pub(crate) use path::{Wish, clean, components, wish};
@@ -162,26 +165,29 @@ pub(crate) fn apply_buffered<R: BufRead>(
 ) -> Result<Applied, ApplyError> {
     let outside = |reason| ApplyError::at(b"", reason);
     let mut reader = Reader::new(tar, options.limits.extended_header, Arc::clone(&options.control));
-    let mut extractor = Extractor::new(root, options, process).map_err(outside)?;
-    let mut applied = applying(&mut reader, options, |entry, reader| extractor.entry(entry, reader))?;
-    extractor.finish().map_err(|(path, reason)| ApplyError::at(&path, reason))?;
+    let mut applied = thread::scope(|scope| {
+        let filling = Filling::start(scope, process);
+        let mut extractor = Extractor::new(root, options, process, filling).map_err(outside)?;
+        let applied = applying(&mut reader, options, |entry, reader| extractor.entry(entry, reader))?;
+        extractor.finish().map_err(|fault| fault.during(b"")).map(|()| applied)
+    })?;
     reader.drain().map_err(outside)?;
     applied.tar_bytes = reader.position();
     Ok(applied)
 }
 
 /// Hands one entry after another, within the limits, to `take`, which reads its content.
-pub(crate) fn applying<R: BufRead>(
+pub(crate) fn applying<R: BufRead, E: Into<Fault>>(
     reader: &mut Reader<R>,
     options: &Options,
-    mut take: impl FnMut(Entry, &mut Reader<R>) -> Result<(), Reason>,
+    mut take: impl FnMut(Entry, &mut Reader<R>) -> Result<(), E>,
 ) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
     let mut before: Vec<u8> = Vec::new();
     while let Some(entry) = reader.next().map_err(|reason| ApplyError::after(&before, reason))? {
         before.clone_from(&entry.path);
         count(&mut applied, &entry, options).map_err(|reason| ApplyError::at(&before, reason))?;
-        take(entry, reader).map_err(|reason| ApplyError::at(&before, reason))?;
+        take(entry, reader).map_err(|fault| fault.into().during(&before))?;
         options.control.set_entries(applied.entries);
     }
     Ok(applied)

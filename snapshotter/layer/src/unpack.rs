@@ -28,7 +28,7 @@ pub struct Unpacked {
 
 /// Decompresses `layer`, computes its diff ID and applies it to the directory `root`, all at once: decompressing,
 /// hashing and applying have a thread of their own each. Without a given compression the first
-/// bytes tell. Reads `layer` to its end. At most 1.5 MiB wait between the threads.
+/// bytes tell. Reads `layer` to its end. At most 1 MiB waits between the threads.
 ///
 /// The threads are confined as far as the kernel can ([`confine`](crate::confine)): `layer` is read where no file can be
 /// opened, and what applies it reaches nothing but `root`, the lower directories and the list of files.
@@ -102,7 +102,7 @@ fn pipeline<R: Read + Send>(
 
 /// Size of a chunk of tar, and how many of them may wait for each thread.
 const CHUNK: usize = 128 << 10;
-const WAITING: usize = 8;
+const WAITING: usize = 4;
 /// A layer may always have so many bytes, whatever its ratio.
 const RATIO_FREE: u64 = 256 << 20;
 

@@ -136,6 +136,31 @@ impl Reason {
     }
 }
 
+/// What was wrong while an entry was applied, and where that was not with this entry, with which.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    path: Option<Box<[u8]>>,
+    reason: Reason,
+}
+
+impl From<Reason> for Fault {
+    fn from(reason: Reason) -> Fault {
+        Fault { path: None, reason }
+    }
+}
+
+impl Fault {
+    /// With the entry `path`.
+    pub(crate) fn of(path: &[u8], reason: Reason) -> Fault {
+        Fault { path: Some(path.into()), reason }
+    }
+
+    /// The error, while the entry `path` was applied.
+    pub(crate) fn during(self, path: &[u8]) -> ApplyError {
+        ApplyError::at(self.path.as_deref().unwrap_or(path), self.reason)
+    }
+}
+
 impl ApplyError {
     /// An error at the entry `path`.
     pub(crate) fn at(path: &[u8], reason: Reason) -> ApplyError {

@@ -13,7 +13,8 @@ use rustix::fs::{
 use rustix::fs::{Gid, Uid};
 use rustix::io::{Errno, pwrite, write};
 
-use super::error::{Reason, call, shown};
+use super::error::{Fault, Reason, call, shown};
+use super::fill::{Filling, SMALL};
 use super::lower::LowerFile;
 use super::metadata::{self, Made, Process};
 use super::own::Own;
@@ -33,6 +34,8 @@ pub(super) struct Extractor<'a> {
     times: BTreeMap<Box<[u8]>, Timestamps>,
     /// What this layer brought, where whiteouts must tell it from what was there.
     own: Option<Own>,
+    /// Small files on their way to be filled.
+    filling: Filling,
 }
 
 /// Where an entry goes: a name in an open directory.
@@ -52,8 +55,14 @@ impl Spot<'_> {
 }
 
 impl<'a> Extractor<'a> {
-    pub(super) fn new(root: &Path, options: &'a Options, process: Process) -> Result<Extractor<'a>, Reason> {
+    pub(super) fn new(
+        root: &Path,
+        options: &'a Options,
+        process: Process,
+        filling: Filling,
+    ) -> Result<Extractor<'a>, Reason> {
         Ok(Extractor {
+            filling,
             options,
             process,
             places: Places::new(root, options)?,
@@ -63,32 +72,34 @@ impl<'a> Extractor<'a> {
     }
 
     /// Applies `entry`, whose content `reader` has.
-    pub(super) fn entry<R: BufRead>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<(), Reason> {
+    pub(super) fn entry<R: BufRead>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<(), Fault> {
         let path = clean(&entry.path, self.options)?;
         match wish(&path)? {
-            Wish::Nothing => Ok(()),
-            Wish::Opaque(dir) => self.opaque(dir),
+            Wish::Nothing => {}
+            Wish::Opaque(dir) => self.opaque(dir)?,
             Wish::Whiteout(dir, hidden) => {
                 let place = self.places.place(dir, true)?;
-                self.whiteout(&Spot { place, name: hidden }, &entry)
+                self.whiteout(&Spot { place, name: hidden }, &entry)?;
             }
             Wish::File(path) => {
                 metadata::admit_xattrs(&mut entry, self.options.limits.xattr)?;
                 let (dir, name) = dirs::split(path);
                 let place = self.places.place(dir, true)?;
-                self.file(&Spot { place, name }, &entry, reader)
+                self.file(&Spot { place, name }, entry, reader)?;
             }
         }
+        Ok(())
     }
 
     /// Sets the times of directories, once nothing more is made in them.
-    pub(super) fn finish(mut self) -> Result<(), (Vec<u8>, Reason)> {
+    pub(super) fn finish(mut self) -> Result<(), Fault> {
+        self.filling.wait()?;
         for (path, times) in std::mem::take(&mut self.times) {
-            self.directory_times(&path, &times).map_err(|reason| (path.into_vec(), reason))?;
+            self.directory_times(&path, &times).map_err(|reason| Fault::of(&path, reason))?;
         }
         match self.places.undescribed() {
-            Some(path) if self.options.standalone => Err((path.into_vec(), Reason::NeedsLower)),
-            _ => self.places.finish().map_err(|reason| (Vec::new(), reason)),
+            Some(path) if self.options.standalone => Err(Fault::of(&path, Reason::NeedsLower)),
+            _ => Ok(self.places.finish()?),
         }
     }
 
@@ -98,20 +109,25 @@ impl<'a> Extractor<'a> {
         metadata::set_times(place.fd(), name, times)
     }
 
-    fn file<R: BufRead>(&mut self, spot: &Spot<'_>, entry: &Entry, reader: &mut Reader<R>) -> Result<(), Reason> {
+    fn file<R: BufRead>(&mut self, spot: &Spot<'_>, entry: Entry, reader: &mut Reader<R>) -> Result<(), Fault> {
         match entry.kind {
-            EntryType::Directory => self.directory(spot, entry)?,
-            EntryType::Regular => self.regular(spot, entry, reader)?,
-            EntryType::HardLink => self.hard_link(spot, entry)?,
+            EntryType::Directory => self.directory(spot, &entry)?,
+            EntryType::Regular if entry.segments.is_none() && entry.size <= SMALL => self.small(spot, entry, reader)?,
+            EntryType::Regular => self.regular(spot, &entry, reader)?,
+            EntryType::HardLink => {
+                // It may name a file that is being filled, and change what is said of it.
+                self.filling.wait()?;
+                self.hard_link(spot, &entry)?;
+            }
             EntryType::Symlink => {
                 self.make(spot, "symlinkat", || symlinkat(entry.link.as_slice(), spot.place.fd(), spot.name))?;
-                metadata::finish_special(&self.process, spot.place.fd(), spot.name, entry, spot.made())?;
-                self.note(spot, || Note::Symlink { meta: meta(entry), target: entry.link.as_slice().into() })?;
+                metadata::finish_special(&self.process, spot.place.fd(), spot.name, &entry, spot.made())?;
+                self.note(spot, || Note::Symlink { meta: meta(&entry), target: entry.link.as_slice().into() })?;
             }
             EntryType::CharDevice | EntryType::BlockDevice if self.options.unprivileged => return Ok(()),
-            EntryType::CharDevice => self.special(spot, entry, FileType::CharacterDevice)?,
-            EntryType::BlockDevice => self.special(spot, entry, FileType::BlockDevice)?,
-            EntryType::Fifo => self.special(spot, entry, FileType::Fifo)?,
+            EntryType::CharDevice => self.special(spot, &entry, FileType::CharacterDevice)?,
+            EntryType::BlockDevice => self.special(spot, &entry, FileType::BlockDevice)?,
+            EntryType::Fifo => self.special(spot, &entry, FileType::Fifo)?,
         }
         if let Some(own) = &mut self.own {
             own.add(&spot.path());
@@ -149,6 +165,25 @@ impl<'a> Extractor<'a> {
             self.places.set_opaque(&spot.path())?;
         }
         Ok(made)
+    }
+
+    /// A file whose content and metadata come by the way.
+    fn small<R: BufRead>(&mut self, spot: &Spot<'_>, entry: Entry, reader: &mut Reader<R>) -> Result<(), Fault> {
+        let file = self.create(spot, entry.mode)?;
+        let content = self.filling.content();
+        let begin = content.len();
+        loop {
+            let piece = reader.content()?;
+            if piece.is_empty() {
+                break;
+            }
+            content.extend_from_slice(piece);
+            let length = piece.len();
+            reader.consume(length);
+        }
+        let crc = self.places.has_sums().then(|| crc32fast::hash(&content[begin..]));
+        self.note(spot, || Note::File { meta: meta(&entry), size: entry.size, crc })?;
+        self.filling.add(file, entry, spot.made())
     }
 
     fn regular<R: BufRead>(&mut self, spot: &Spot<'_>, entry: &Entry, reader: &mut Reader<R>) -> Result<(), Reason> {
@@ -399,6 +434,15 @@ fn write_content<R: BufRead>(file: &OwnedFd, reader: &mut Reader<R>, sum: bool) 
         }
         reader.consume(written);
     }
+}
+
+/// Writes all of `bytes` to a file that is empty.
+pub(super) fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Reason> {
+    while !bytes.is_empty() {
+        let written = call("write", uninterrupted(|| write(file, bytes)))?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
 }
 
 fn write_segment<R: BufRead>(

@@ -14,6 +14,7 @@ use crate::archive::{Entry, EntryType};
 use crate::dirs;
 
 /// What files get from this process when it makes them.
+#[derive(Clone, Copy)]
 pub(crate) struct Process {
     uid: u32,
     gid: u32,
