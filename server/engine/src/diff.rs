@@ -138,6 +138,7 @@ impl Diff {
             below,
             // Clients may change what they have mounted before they commit it.
             sums: None,
+            control: Arc::default(),
         };
         let applied = match job(Below::Shown).run_stored(Arc::clone(&reader), sync).await {
             Err(error) if place::needs_lower(&error) => job(Below::Needed).run_stored(reader, sync).await,
@@ -251,6 +252,8 @@ pub(crate) struct Job {
     pub(crate) below: Below,
     /// Where to leave a list of what was unpacked.
     pub(crate) sums: Option<std::path::PathBuf>,
+    /// Tells how far it is.
+    pub(crate) control: Arc<Control>,
 }
 
 impl Job {
@@ -258,23 +261,23 @@ impl Job {
     pub(crate) async fn run_stored(self, blob: Arc<dyn ReaderAt>, sync: bool) -> Result<Applied> {
         let (feed, drain) = stream::pipe();
         let feeding = tokio::spawn(feed.blob(blob));
-        let applied = self.run(drain, sync, Arc::default()).await;
+        let applied = self.run(drain, sync).await;
         feeding.abort();
         applied
     }
 
     /// Unpacks on a thread of its own. When the caller goes away, or the time is over, the thread is told to stop, and
     /// the programs that the layer passes through are killed.
-    pub(crate) async fn run(self, layer: Drain, sync: bool, control: Arc<Control>) -> Result<Applied> {
+    pub(crate) async fn run(self, layer: Drain, sync: bool) -> Result<Applied> {
         let stop = CancellationToken::new();
         let _stop_with_caller = stop.clone().drop_guard();
-        let (watched, programs) = (Arc::clone(&control), Arc::<Programs>::default());
+        let (watched, programs) = (Arc::clone(&self.control), Arc::<Programs>::default());
         let watched_programs = Arc::clone(&programs);
         let until = self.deadline.unwrap_or_else(|| Instant::now() + LONGEST);
         let ended = self.ended.clone().drop_guard();
         let thread = tokio::task::spawn_blocking(move || {
             let _ended = ended;
-            self.unpack(layer, sync, control, &programs)
+            self.unpack(layer, sync, &programs)
         });
         tokio::spawn(async move {
             tokio::select! {
@@ -287,7 +290,7 @@ impl Job {
         thread.await.map_err(Error::task("unpack"))?
     }
 
-    fn unpack(self, layer: Drain, sync: bool, control: Arc<Control>, programs: &Arc<Programs>) -> Result<Applied> {
+    fn unpack(self, layer: Drain, sync: bool, programs: &Arc<Programs>) -> Result<Applied> {
         // Containers go before images.
         let _low = gantry_mount::priority::LowIo::new();
         let place = Place::of(&self.mounts, self.below)?;
@@ -297,7 +300,8 @@ impl Job {
             ratio: self.limits.max_ratio,
             ..Limits::default()
         };
-        let options = Options { limits, control, sums: self.sums.clone(), ..Options::default() };
+        let (control, sums) = (Arc::clone(&self.control), self.sums.clone());
+        let options = Options { limits, control, sums, ..Options::default() };
         let plain = self.recipe.open(layer, programs)?;
         let compression = self.recipe.compression();
         if self.native {

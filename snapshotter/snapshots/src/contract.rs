@@ -175,6 +175,12 @@ pub trait Snapshotter: Send + Sync + 'static {
     /// Returns when the files of the committed snapshot `name` (and of everything else on that file system) are durable.
     async fn sync(&self, name: &str) -> Result<(), Error>;
 
+    /// Brings to the disk what was written to snapshots until now, so that a [`sync`](Snapshotter::sync) later has less to
+    /// do. A promise of nothing: by default it does nothing.
+    async fn sync_ahead(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Where the files of `key` lie, where they are files of their own in a directory.
     fn files(&self, _key: &str) -> Option<Files> {
         None

@@ -143,6 +143,11 @@ impl Snapshotter for Native {
         blocking("sync", move || store.sync_files()).await
     }
 
+    async fn sync_ahead(&self) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        blocking("sync", move || store.sync_files()).await
+    }
+
     fn files(&self, key: &str) -> Option<Files> {
         let id = self.store.chain(key).ok().filter(has_directory)?.id;
         Some(Files { directory: self.store.dir(id), sums: self.store.sums(id), alone: false })

@@ -283,6 +283,11 @@ impl Snapshotter for Overlay {
         blocking("sync", move || inner.store.sync_files()).await
     }
 
+    async fn sync_ahead(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        blocking("sync", move || inner.store.sync_files()).await
+    }
+
     fn files(&self, key: &str) -> Option<Files> {
         let id = self.inner.store.chain(key).ok().filter(has_directory)?.id;
         Some(Files { directory: self.inner.upper(id), sums: self.inner.store.sums(id), alone: true })

@@ -225,6 +225,7 @@ pub(super) async fn unpack(
             mounts,
             below,
             sums: sums.clone(),
+            control: std::sync::Arc::default(),
         })
     };
     let unpacked = async {

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use gantry_layer::Control;
 use gantry_metadata::Resource;
 use gantry_types::{Any, Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -250,6 +249,7 @@ impl<'a> One<'a> {
             mounts,
             below,
             sums,
+            control: self.together.ahead.watched(),
         };
         let Some(asked) = asked else {
             self.report.blob("extracting", descriptor, 0);
@@ -260,7 +260,7 @@ impl<'a> One<'a> {
         let (feed, drain) = stream::pipe();
         answer(Some(asked), Some(feed));
         idle.disarm();
-        let applied = job.run(drain, false, Arc::new(Control::default())).await;
+        let applied = job.run(drain, false).await;
         // Until now the line was that of the download.
         self.report.blob("extracting", descriptor, descriptor.size);
         applied

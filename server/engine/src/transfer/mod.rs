@@ -1,5 +1,6 @@
 //! Images between registries, archives and this engine. Every road (command line, CRI, transfer service) ends here.
 
+mod ahead;
 mod blobs;
 mod convert;
 mod export;

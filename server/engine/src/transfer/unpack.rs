@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Transfer;
+use super::ahead::Ahead;
 use super::extract::One;
 use super::report::Report;
 use crate::stream::Feed;
@@ -103,6 +104,8 @@ pub(super) struct Together {
     pub(super) failed: CancellationToken,
     /// Removals of what was half done.
     pub(super) removals: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// Brings their files to the disk meanwhile.
+    pub(super) ahead: Ahead,
 }
 
 impl Together {
@@ -137,7 +140,13 @@ impl Transfer {
                 together: &together,
             };
             let layers = stack.layers.into_iter().enumerate().map(|(number, layer)| (one(number), layer)).collect();
-            if at_once { all_at_once(layers, &together).await } else { one_by_one(layers).await }
+            let unpacking = async {
+                if at_once { all_at_once(layers, &together).await } else { one_by_one(layers).await }
+            };
+            tokio::select! {
+                unpacked = unpacking => unpacked,
+                never = together.ahead.run(&*driver) => match never {},
+            }
         };
         together.tidy().await;
         let made = unpacked?;
