@@ -1,11 +1,12 @@
 //! Layers from and to mounts, as containerd's diff service offers them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gantry_content::ReaderAt;
-use gantry_layer::{Compression, Compressor, Control, DiffOptions as LayerOptions, Limits, Options};
+use gantry_layer::{Compression, Compressor, Control, DiffOptions as LayerOptions, Limits, Options, Unpacked};
 use gantry_mount::Tree;
 use gantry_plugins::{DiffWishes, RemoteDiffer};
 use gantry_types::{
@@ -60,6 +61,8 @@ pub(crate) struct Applied {
     pub(crate) diff_id: Digest,
     /// Bytes of the uncompressed tar.
     pub(crate) size: u64,
+    /// Directories that are to be like those of the layers below, once these are there.
+    pub(crate) undescribed: Vec<PathBuf>,
 }
 
 impl Diff {
@@ -251,7 +254,7 @@ pub(crate) struct Job {
     /// What of the layers below is at hand.
     pub(crate) below: Below,
     /// Where to leave a list of what was unpacked.
-    pub(crate) sums: Option<std::path::PathBuf>,
+    pub(crate) sums: Option<PathBuf>,
     /// Tells how far it is.
     pub(crate) control: Arc<Control>,
 }
@@ -312,7 +315,8 @@ impl Job {
         if sync {
             sync_file_system(place.directory())?;
         }
-        Ok(Applied { diff_id: unpacked.diff_id, size: unpacked.applied.tar_bytes })
+        let Unpacked { diff_id, applied, undescribed, .. } = unpacked;
+        Ok(Applied { diff_id, size: applied.tar_bytes, undescribed })
     }
 }
 

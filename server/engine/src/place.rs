@@ -148,7 +148,7 @@ impl Place {
             (&half.file).write_all(&buffer[..length]).map_err(io("write an image in"))?;
         }
         half.keep().map_err(io("write an image in"))?;
-        Ok(crate::diff::Applied { diff_id: hasher.finish(), size })
+        Ok(crate::diff::Applied { diff_id: hasher.finish(), size, undescribed: Vec::new() })
     }
 }
 
@@ -178,6 +178,15 @@ impl Drop for Half {
     fn drop(&mut self) {
         // It has another name by now, or is of no use; should it stay, the next one is written over it.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The directories that `mounts`, which show a snapshot, are made of, topmost first; none where they are something else.
+pub(crate) fn directories(mounts: &[Mount]) -> Option<Vec<PathBuf>> {
+    match mounts {
+        [mount] if mount.kind == "overlay" => Some(split_lower(option(mount, "lowerdir=")?)),
+        [mount] if mount.kind == "bind" => Some(vec![PathBuf::from(&mount.source)]),
+        _ => None,
     }
 }
 

@@ -149,6 +149,33 @@ async fn a_layer_that_needs_those_below_gets_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn directories_that_only_their_files_name_become_like_those_below_and_the_layer_is_unpacked_once() {
+    let builder = Builder::new().directory("private", 0o700).directory("private/in", 0o2750);
+    let alone = |path: &str| lone_file(path, b"x").into();
+    let image = builder.tar(alone("private/in/one")).tar(alone("nobody/said/so")).tar(alone("private/in/two")).build();
+    let host = Host::new().await;
+    let (_fake, reference) = serve(&image).await;
+    let mut prepared = host.engine.events.subscribe(Filter::parse(&["topic==\"/snapshot/prepare\""]).unwrap());
+    host.pull(&reference).await.unwrap();
+    let mut unpacked = 0;
+    while let Ok(Ok(envelope)) = tokio::time::timeout(Duration::from_millis(50), prepared.next()).await {
+        unpacked += usize::from(String::from_utf8_lossy(&envelope.event.value).contains("extract-"));
+    }
+    assert_eq!(unpacked, 4, "each layer once");
+    let chain = chain(&host, "overlayfs").await;
+    assert_eq!(names(&host, "overlayfs", &chain[0].key, "private/in").await, ["one", "two"]);
+    // In the layer's own directory, too: the overlay shows that of the topmost.
+    for (level, dir, mode) in
+        [(0, "private", 0o700), (0, "private/in", 0o2750), (2, "private/in", 0o2750), (1, "nobody/said", 0o755)]
+    {
+        let found =
+            look(&host, "overlayfs", &chain[level].key, |root| std::fs::metadata(root.join(dir)).unwrap().mode()).await;
+        assert_eq!(found & 0o7777, mode, "{dir} in layer {level} from above");
+    }
+    assert_eq!(host.snapshots().await.len(), 4, "nothing else stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_a_middle_layer_fails_nothing_half_done_stays() {
     for snapshotter in ["overlayfs", "erofs"] {
         let image = Builder::new()

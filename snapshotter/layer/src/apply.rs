@@ -1,6 +1,7 @@
 //! Applying a layer: a tar stream becomes files below a directory.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +21,8 @@ use extract::{Extractor, within};
 use fill::Filling;
 
 use crate::archive::{Entry, Reader};
+use crate::confine::{Reach, confine};
+use crate::dirs::Root;
 
 pub use error::{ApplyError, Limit, Reason};
 pub(crate) use error::{Fault, call, shown};
@@ -121,7 +124,7 @@ pub struct Options {
     /// naming them take their owner, mode and attributes from there, and targets of hard links are copied up from there.
     pub parents: Vec<PathBuf>,
     /// With [`Whiteouts::Overlay`]: the lower directories are not there yet. What cannot be done without them ends in
-    /// [`Reason::NeedsLower`].
+    /// [`Reason::NeedsLower`]; [`unpack`](crate::unpack) only lists directories that are to be [`dress`]ed.
     pub standalone: bool,
     /// Refuse entries whose name starts with `/`. Otherwise they count from the root, as containerd has it.
     pub refuse_absolute: bool,
@@ -153,27 +156,53 @@ pub struct Applied {
 /// throws it away. Nothing is synced to the disk.
 pub fn apply<R: Read>(tar: R, root: &Path, options: &Options) -> Result<Applied, ApplyError> {
     let process = Process::current(options.unprivileged);
-    apply_buffered(BufReader::with_capacity(256 << 10, tar), root, options, process)
+    let (applied, undescribed) = apply_buffered(BufReader::with_capacity(256 << 10, tar), root, options, process)?;
+    match undescribed.first() {
+        Some(path) => Err(ApplyError::at(path.as_os_str().as_bytes(), Reason::NeedsLower)),
+        None => Ok(applied),
+    }
 }
 
-/// [`apply`] for a stream that has a buffer of its own.
+/// Gives the `directories` below the overlay's upper directory `root`, which a layer uses without describing them
+/// ([`Unpacked::undescribed`](crate::Unpacked::undescribed)), owner, mode and attributes of the topmost directory that
+/// `parents`, the lower directories, have there. Confined as [`unpack`](crate::unpack) is.
+///
+/// # Errors
+/// When a directory is not there, or not to be changed.
+pub fn dress(root: &Path, directories: &[PathBuf], parents: &[PathBuf]) -> Result<(), ApplyError> {
+    let dress = || {
+        confine(Reach { root: Some(root), read: parents, file: None });
+        let open = |source| ApplyError::at(b"", Reason::Io { call: "open", source });
+        let (root, lowers) = (Root::open(root).map_err(open)?, Lowers::open(parents).map_err(open)?);
+        directories.iter().try_for_each(|directory| {
+            let path = directory.as_os_str().as_bytes();
+            let dressed = call("openat2", root.directory(path)).and_then(|directory| lowers.dress(&directory, path));
+            dressed.map_err(|reason| ApplyError::at(path, reason))
+        })
+    };
+    let panicked = |_| Err(ApplyError::at(b"", Reason::Read(std::io::Error::other("a thread panicked"))));
+    thread::scope(|scope| scope.spawn(dress).join()).unwrap_or_else(panicked)
+}
+
+/// [`apply`] for a stream that has a buffer of its own. Gives the directories, too, that should be like those of the
+/// layers below ([`Options::standalone`]), those above first.
 pub(crate) fn apply_buffered<R: BufRead>(
     tar: R,
     root: &Path,
     options: &Options,
     process: Process,
-) -> Result<Applied, ApplyError> {
+) -> Result<(Applied, Vec<PathBuf>), ApplyError> {
     let outside = |reason| ApplyError::at(b"", reason);
     let mut reader = Reader::new(tar, options.limits.extended_header, Arc::clone(&options.control));
-    let mut applied = thread::scope(|scope| {
+    let (mut applied, undescribed) = thread::scope(|scope| {
         let filling = Filling::start(scope, process);
         let mut extractor = Extractor::new(root, options, process, filling).map_err(outside)?;
         let applied = applying(&mut reader, options, |entry, reader| extractor.entry(entry, reader))?;
-        extractor.finish().map_err(|fault| fault.during(b"")).map(|()| applied)
+        extractor.finish().map_err(|fault| fault.during(b"")).map(|undescribed| (applied, undescribed))
     })?;
     reader.drain().map_err(outside)?;
     applied.tar_bytes = reader.position();
-    Ok(applied)
+    Ok((applied, undescribed))
 }
 
 /// Hands one entry after another, within the limits, to `take`, which reads its content.

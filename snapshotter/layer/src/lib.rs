@@ -25,7 +25,7 @@ mod sums;
 pub mod tree;
 mod unpack;
 
-pub use apply::{Applied, ApplyError, Control, Limit, Limits, Options, Reason, Whiteouts, apply};
+pub use apply::{Applied, ApplyError, Control, Limit, Limits, Options, Reason, Whiteouts, apply, dress};
 pub use compress::Compressor;
 pub use decompress::{Decompressor, compression_of};
 pub use diff::{DiffError, DiffOptions, Times, Written, diff, diff_overlay};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -24,6 +24,9 @@ pub struct Unpacked {
     pub diff_id: Digest,
     /// Compressed bytes read.
     pub compressed_bytes: u64,
+    /// With [`Options::standalone`]: directories that the layer uses without describing them, below the root, those
+    /// above first. Once the layers below are there, they are to be [`dress`](crate::dress)ed.
+    pub undescribed: Vec<PathBuf>,
 }
 
 /// Decompresses `layer`, computes its diff ID and applies it to the directory `root`, all at once: decompressing,
@@ -57,7 +60,8 @@ pub fn unpack_to_image<R: Read + Send>(
     options: &Options,
 ) -> Result<Unpacked, ApplyError> {
     let reach = Reach { root: None, read: &options.parents, file: None };
-    pipeline(layer, compression, options, reach, |tar| image_buffered(tar, image, options))
+    let no_directories = |applied| (applied, Vec::new());
+    pipeline(layer, compression, options, reach, |tar| image_buffered(tar, image, options).map(no_directories))
 }
 
 fn pipeline<R: Read + Send>(
@@ -65,7 +69,7 @@ fn pipeline<R: Read + Send>(
     compression: Option<Compression>,
     options: &Options,
     reach: Reach<'_>,
-    take: impl FnOnce(Chunks) -> Result<Applied, ApplyError> + Send,
+    take: impl FnOnce(Chunks) -> Result<(Applied, Vec<PathBuf>), ApplyError> + Send,
 ) -> Result<Unpacked, ApplyError> {
     let compressed = AtomicU64::new(0);
     let counted = Counted { layer, count: &compressed };
@@ -93,8 +97,10 @@ fn pipeline<R: Read + Send>(
         (applying.join(), hash.join())
     });
     let failed = |_| ApplyError::at(b"", Reason::Read(io::Error::other("a thread of the unpacker panicked")));
+    let (applied, undescribed) = applied.map_err(failed)??;
     Ok(Unpacked {
-        applied: applied.map_err(failed)??,
+        applied,
+        undescribed,
         diff_id: diff_id.map_err(failed)?,
         compressed_bytes: compressed.load(Ordering::Relaxed),
     })
@@ -279,7 +285,7 @@ mod tests {
             let tried =
                 [fs::write(&outside, "mine"), fs::write(root.join("../new"), ""), fs::write(root.join("in"), "")];
             assert_eq!(tried.map(|tried| tried.is_ok()), [false, false, true]);
-            Ok(Applied::default())
+            Ok((Applied::default(), Vec::new()))
         };
         pipeline(trap, Some(Compression::None), &options, reach, planted).unwrap();
         assert!(caught.load(Ordering::SeqCst));

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -210,6 +211,50 @@ fn a_directory_that_the_layer_does_not_name_looks_like_the_lower_one() {
     assert_eq!((tmp.mode() & 0o7777, tmp.uid()), (0o1777, 5));
     assert!(rustix::fs::lgetxattr(upper.root().join("tmp"), "user.k", &mut [0_u8; 4][..]).is_ok());
     assert_eq!(metadata(&upper.root().join("fresh")).mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn directories_dressed_afterwards_are_those_of_a_layer_unpacked_with_the_lower_ones_at_hand() {
+    let (top, bottom) = (Sandbox::new(), Sandbox::new());
+    let set_gid = |path: &str| {
+        let mut header = header(b'5', path, "", 0);
+        header.set_mode(0o2710);
+        header.set_uid(7);
+        header.set_cksum();
+        header
+    };
+    bottom.apply(&Tar::new().dir("a").raw(&set_gid("a/b"), b"").raw(&set_gid("only"), b"").end()).unwrap();
+    let marked = Tar::new().pax(&[("SCHILY.xattr.user.note", b"kept")]).dir("a").file("hidden", "no directory").end();
+    top.apply(&marked).unwrap();
+    let parents = [top.root(), bottom.root()];
+    let layer = Tar::new()
+        .file("a/b/new", "x")
+        .file("only/new", "x")
+        .file("hidden/new", "x")
+        .file("nowhere/deep/new", "x")
+        .file("later/new", "x")
+        .dir("later")
+        .end();
+    let [at_hand, alone] = [Sandbox::new(), Sandbox::new()];
+    let unpack = |sandbox: &Sandbox, options: Options| {
+        gantry_layer::unpack(&layer[..], None, &sandbox.root(), &options).unwrap().undescribed
+    };
+    assert!(unpack(&at_hand, overlay(&[&parents[0], &parents[1]])).is_empty());
+    let undescribed = unpack(&alone, Options { standalone: true, ..overlay(&[]) });
+    assert_eq!(undescribed, ["a", "a/b", "hidden", "nowhere", "nowhere/deep", "only"].map(PathBuf::from));
+    gantry_layer::dress(&alone.root(), &undescribed, &parents).unwrap();
+    // When they were made says nothing of them.
+    let times = |sandbox: &Sandbox| {
+        undescribed.iter().for_each(|path| {
+            fs::File::open(sandbox.root().join(path)).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        });
+    };
+    [&at_hand, &alone].into_iter().for_each(times);
+    assert_eq!(gantry_layer::tree::difference(&at_hand.root(), &alone.root()).unwrap(), Vec::<String>::new());
+    assert_eq!(metadata(&alone.root().join("only")).mode() & 0o7777, 0o2710);
+    // A way out that was planted meanwhile leads nowhere.
+    std::os::unix::fs::symlink(alone.outer(), alone.root().join("out")).unwrap();
+    assert!(gantry_layer::dress(&alone.root(), &[PathBuf::from("out"), PathBuf::from("../secret")], &parents).is_err());
 }
 
 #[test]

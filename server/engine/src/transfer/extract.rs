@@ -16,7 +16,7 @@ use super::unpack::{Asked, Layer, STOPPED, Source, Together};
 use crate::content::is_present;
 use crate::diff::{Applied, Job, is_erofs};
 use crate::leases::unique;
-use crate::place::{Below, needs_lower};
+use crate::place::{Below, directories, needs_lower};
 use crate::stream::{self, Feed};
 use crate::{Error, Result, processors};
 
@@ -41,6 +41,9 @@ pub(super) struct One<'a> {
 struct Filled<'a> {
     half_done: HalfDone<'a>,
     labels: Labels,
+    /// What is to be like what is below, and where.
+    undescribed: Vec<PathBuf>,
+    mounts: Vec<Mount>,
 }
 
 impl<'a> One<'a> {
@@ -68,6 +71,13 @@ impl<'a> One<'a> {
             committed(below).await?;
         }
         let filled = match filled {
+            Some(Some(filled)) if !self.dress(&filled).await? => {
+                drop(filled);
+                None
+            }
+            filled => filled,
+        };
+        let filled = match filled {
             Some(filled) => filled,
             None => self.fill(&what, None, &fetched, false).await?,
         };
@@ -76,6 +86,30 @@ impl<'a> One<'a> {
             self.report.blob("extracted", &descriptor, descriptor.size);
         }
         Ok(true)
+    }
+
+    /// Makes directories that the layer uses without describing them like those of the layers below, which are there by
+    /// now. False where these cannot be looked into.
+    async fn dress(&self, filled: &Filled<'_>) -> Result<bool> {
+        if filled.undescribed.is_empty() {
+            return Ok(true);
+        }
+        let (snapshots, key) = (&self.transfer.snapshots, format!("below-{} {}", unique(), self.chain_id));
+        let below = snapshots.view(self.scope, self.snapshotter, &key, self.parent, Labels::new()).await?;
+        let dressed = match (directories(&filled.mounts).as_deref(), directories(&below)) {
+            (Some([root]), Some(parents)) => {
+                let (root, directories) = (root.clone(), filled.undescribed.clone());
+                let dress = move || gantry_layer::dress(&root, &directories, &parents);
+                tokio::task::spawn_blocking(dress).await.map_err(Error::task("dress directories")).map(Some)
+            }
+            _ => Ok(None),
+        };
+        snapshots.remove(self.scope, self.snapshotter, &key).await?;
+        match dressed? {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(source)) => Err(Error::Layer { digest: self.chain_id.clone(), source }),
+        }
     }
 
     /// Waits for the check of the snapshot, if one is under way: who mends it needs the turn that comes next.
@@ -146,19 +180,19 @@ impl<'a> One<'a> {
         let below = if alone { Below::Absent } else { Below::Shown };
         let sums = self.sums(half_done.key.as_deref().unwrap_or_default())?;
         if let Some(applied) = self.elsewhere(what, &mounts, &ended).await? {
-            what.check(applied)?;
-            return Ok(Some(Filled { half_done, labels }));
+            what.check(&applied)?;
+            return Ok(Some(Filled { half_done, labels, undescribed: Vec::new(), mounts }));
         }
         let applied = match self.write(what, (mounts.clone(), sums.clone()), asked, ended, below).await {
             Err(error) if !alone && needs_lower(&error) => {
                 wait_for(fetched).await?;
                 half_done.ended = CancellationToken::new();
-                self.write(what, (mounts, sums), None, half_done.ended.clone(), Below::Needed).await
+                self.write(what, (mounts.clone(), sums), None, half_done.ended.clone(), Below::Needed).await
             }
             applied => applied,
-        };
-        what.check(applied?)?;
-        Ok(Some(Filled { half_done, labels }))
+        }?;
+        what.check(&applied)?;
+        Ok(Some(Filled { half_done, labels, undescribed: applied.undescribed, mounts }))
     }
 
     /// Has the differs of other processes unpack the layer that come before our own; none where it is our turn.
@@ -176,7 +210,8 @@ impl<'a> One<'a> {
                 Err(error) if error.kind() == ErrorKind::Unimplemented => refused = Some(error),
                 applied => {
                     let applied = applied?;
-                    return Ok(Some(Applied { diff_id: applied.digest, size: applied.size }));
+                    let (diff_id, size) = (applied.digest, applied.size);
+                    return Ok(Some(Applied { diff_id, size, undescribed: Vec::new() }));
                 }
             }
         }
@@ -267,7 +302,7 @@ impl<'a> One<'a> {
     }
 
     async fn commit(&self, filled: Filled<'_>) -> Result<()> {
-        let Filled { mut half_done, labels } = filled;
+        let Filled { mut half_done, labels, .. } = filled;
         let Some(key) = half_done.key.as_deref() else { return Ok(()) };
         let (snapshots, name) = (&self.transfer.snapshots, self.chain_id.as_str());
         match snapshots.commit(self.scope, self.snapshotter, name, key, self.parent, labels).await {
@@ -291,12 +326,12 @@ struct What<'a> {
 }
 
 impl What<'_> {
-    fn check(&self, applied: Applied) -> Result<()> {
+    fn check(&self, applied: &Applied) -> Result<()> {
         if applied.diff_id == *self.diff_id {
             return Ok(());
         }
         let (digest, expected) = (self.descriptor.digest.clone(), self.diff_id.clone());
-        Err(Error::DiffId { digest, expected, actual: applied.diff_id })
+        Err(Error::DiffId { digest, expected, actual: applied.diff_id.clone() })
     }
 }
 

@@ -10,8 +10,9 @@
 //! layer 2   fetch ─▶ unpack ───────────▶ ┴─▶ commit upon 1
 //! ```
 //!
-//! A layer that needs those below it (a directory that only its files name, a hard link to a lower file) is unpacked
-//! again when they are there. Other snapshotters get one layer after the other.
+//! What a layer needs of those below it waits for them: a directory that only its files name gets its owner and mode
+//! before the commit; a layer with a hard link to a lower file, and an image of such a directory, is unpacked again.
+//! Other snapshotters get one layer after the other.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -140,9 +141,8 @@ impl Transfer {
                 together: &together,
             };
             let layers = stack.layers.into_iter().enumerate().map(|(number, layer)| (one(number), layer)).collect();
-            let unpacking = async {
-                if at_once { all_at_once(layers, &together).await } else { one_by_one(layers).await }
-            };
+            let unpacking =
+                async { if at_once { all_at_once(layers, &together).await } else { one_by_one(layers).await } };
             tokio::select! {
                 unpacked = unpacking => unpacked,
                 never = together.ahead.run(&*driver) => match never {},

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fd::OwnedFd;
@@ -91,16 +91,16 @@ impl<'a> Extractor<'a> {
         Ok(())
     }
 
-    /// Sets the times of directories, once nothing more is made in them.
-    pub(super) fn finish(mut self) -> Result<(), Fault> {
+    /// Sets the times of directories, once nothing more is made in them. Gives the directories that should be like those
+    /// of the layers below, where these are not there yet.
+    pub(super) fn finish(mut self) -> Result<Vec<PathBuf>, Fault> {
         self.filling.wait()?;
         for (path, times) in std::mem::take(&mut self.times) {
             self.directory_times(&path, &times).map_err(|reason| Fault::of(&path, reason))?;
         }
-        match self.places.undescribed() {
-            Some(path) if self.options.standalone => Err(Fault::of(&path, Reason::NeedsLower)),
-            _ => Ok(self.places.finish()?),
-        }
+        let undescribed = if self.options.standalone { self.places.undescribed() } else { Vec::new() };
+        self.places.finish()?;
+        Ok(undescribed)
     }
 
     fn directory_times(&mut self, path: &[u8], times: &Timestamps) -> Result<(), Reason> {

@@ -1,7 +1,9 @@
 //! Where entries go: directories below the root, found or made, and kept open for the next entry.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -174,9 +176,12 @@ impl Places {
         self.undescribed.remove(path);
     }
 
-    /// A directory that no entry has described, if there still is one.
-    pub(super) fn undescribed(&self) -> Option<Box<[u8]>> {
-        self.undescribed.iter().find(|path| self.root.handle(path).is_ok()).cloned()
+    /// The directories that no entry has described and that still are there, those above first.
+    pub(super) fn undescribed(&self) -> Vec<PathBuf> {
+        let there = self.undescribed.iter().filter(|path| self.root.handle(path).is_ok());
+        let mut all: Vec<PathBuf> = there.map(|path| OsStr::from_bytes(path).into()).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Makes the overlay's upper directory at `path` hide what lower layers have there.
