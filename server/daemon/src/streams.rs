@@ -25,8 +25,9 @@ const QUEUE: usize = 16;
 /// How many bytes the other side may send ahead of us.
 const WINDOW: i32 = 1 << 20;
 
-/// Most bytes in one message of ours.
-const PIECE: usize = 64 << 10;
+/// Most bytes in one message of ours: half of the window that containerd's clients grant, and grant again once it is no
+/// longer whole. With larger ones each would wait until the one before has been taken.
+const PIECE: usize = 32 << 10;
 
 /// The streams nobody has taken yet. Clones share them.
 #[derive(Clone, Default)]
@@ -158,7 +159,7 @@ impl Peer {
     /// A pipe to the client: what is written to the first goes out while the second is awaited, which ends after the
     /// pipe was shut and all is sent.
     pub(crate) fn writer(self) -> (DuplexStream, impl Future<Output = Result<(), Gone>> + Send) {
-        let (near, far) = tokio::io::duplex(4 * PIECE);
+        let (near, far) = tokio::io::duplex(8 * PIECE);
         let sender = Sender { peer: self, pipe: far, credit: 0, listening: true };
         (near, sender.run())
     }
@@ -334,6 +335,6 @@ mod tests {
         let (mut pipe, run) = streams.take(&namespace(), "a").unwrap().writer();
         drop((sender, outgoing));
         assert_eq!(run.await, Err(Gone));
-        assert!(pipe.write_all(&[0; 4 * PIECE + 1]).await.is_err());
+        assert!(pipe.write_all(&[0; 8 * PIECE + 1]).await.is_err());
     }
 }
