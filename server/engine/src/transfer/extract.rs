@@ -94,22 +94,24 @@ impl<'a> One<'a> {
         if filled.undescribed.is_empty() {
             return Ok(true);
         }
-        let (snapshots, key) = (&self.transfer.snapshots, format!("below-{} {}", unique(), self.chain_id));
-        let below = snapshots.view(self.scope, self.snapshotter, &key, self.parent, Labels::new()).await?;
-        let dressed = match (directories(&filled.mounts).as_deref(), directories(&below)) {
-            (Some([root]), Some(parents)) => {
-                let (root, directories) = (root.clone(), filled.undescribed.clone());
-                let dress = move || gantry_layer::dress(&root, &directories, &parents);
-                tokio::task::spawn_blocking(dress).await.map_err(Error::task("dress directories")).map(Some)
-            }
-            _ => Ok(None),
+        let key = format!("below-{} {}", unique(), self.chain_id);
+        let ended = CancellationToken::new();
+        let _view = HalfDone { one: self, key: Some(key.clone()), ended: ended.clone() };
+        // Until the thread looks through it no more, or there is none.
+        let until = ended.drop_guard();
+        let below =
+            self.transfer.snapshots.view(self.scope, self.snapshotter, &key, self.parent, Labels::new()).await?;
+        let (root, parents) = match (directories(&filled.mounts).as_deref(), directories(&below)) {
+            (Some([root]), Some(parents)) => (root.clone(), parents),
+            _ => return Ok(false),
         };
-        snapshots.remove(self.scope, self.snapshotter, &key).await?;
-        match dressed? {
-            None => Ok(false),
-            Some(Ok(())) => Ok(true),
-            Some(Err(source)) => Err(Error::Layer { digest: self.chain_id.clone(), source }),
-        }
+        let directories = filled.undescribed.clone();
+        let dressing = tokio::task::spawn_blocking(move || {
+            let _until = until;
+            gantry_layer::dress(&root, &directories, &parents)
+        });
+        let dressed = dressing.await.map_err(Error::task("dress directories"))?;
+        dressed.map_err(|source| Error::Layer { digest: self.chain_id.clone(), source }).map(|()| true)
     }
 
     /// Waits for the check of the snapshot, if one is under way: who mends it needs the turn that comes next.
@@ -367,7 +369,7 @@ fn answer(asked: Option<Asked>, feed: Option<Feed>) {
     }
 }
 
-/// A snapshot that is being filled: removed unless it is committed.
+/// A snapshot that is being filled, or looked through: removed unless it is committed.
 struct HalfDone<'a> {
     one: &'a One<'a>,
     key: Option<String>,
