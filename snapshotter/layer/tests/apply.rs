@@ -214,6 +214,22 @@ fn a_directory_that_the_layer_does_not_name_looks_like_the_lower_one() {
 }
 
 #[test]
+fn the_file_that_finds_no_room_is_named_though_others_are_made_meanwhile() {
+    let mount = gantry_types::Mount {
+        kind: "tmpfs".to_owned(),
+        source: "tmpfs".to_owned(),
+        options: vec!["size=128k".to_owned()],
+        ..gantry_types::Mount::default()
+    };
+    let small = gantry_mount::Tree::new(&[mount]).unwrap();
+    let content = "x".repeat(16 << 10);
+    let tar = (0..100).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), &content)).end();
+    let error = apply(&tar[..], &small.path(), &overlay(&[])).unwrap_err();
+    assert!(matches!(&error.reason, Reason::Io { call: "write", .. }), "{error}");
+    assert_eq!((error.entry.as_str(), error.kind()), ("f8", ErrorKind::ResourceExhausted), "{error}");
+}
+
+#[test]
 fn directories_dressed_afterwards_are_those_of_a_layer_unpacked_with_the_lower_ones_at_hand() {
     let (top, bottom) = (Sandbox::new(), Sandbox::new());
     let set_gid = |path: &str| {
