@@ -139,8 +139,7 @@ impl Snapshotter for Native {
 
     async fn sync(&self, name: &str) -> Result<(), Error> {
         self.store.stat(name)?;
-        let store = Arc::clone(&self.store);
-        blocking("sync", move || store.sync_files()).await
+        self.sync_ahead().await
     }
 
     async fn sync_ahead(&self) -> Result<(), Error> {

@@ -279,8 +279,7 @@ impl Snapshotter for Overlay {
 
     async fn sync(&self, name: &str) -> Result<(), Error> {
         self.inner.store.stat(name)?;
-        let inner = Arc::clone(&self.inner);
-        blocking("sync", move || inner.store.sync_files()).await
+        self.sync_ahead().await
     }
 
     async fn sync_ahead(&self) -> Result<(), Error> {
