@@ -181,6 +181,12 @@ pub trait Snapshotter: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Counts what the active snapshot `key` takes, so that its commit need not. For one that is written to no more, but for
+    /// owners and modes. By default it does nothing.
+    async fn count_ahead(&self, _key: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Where the files of `key` lie, where they are files of their own in a directory.
     fn files(&self, _key: &str) -> Option<Files> {
         None

@@ -287,6 +287,11 @@ impl Snapshotter for Overlay {
         blocking("sync", move || inner.store.sync_files()).await
     }
 
+    async fn count_ahead(&self, key: &str) -> Result<(), Error> {
+        let (inner, key) = (Arc::clone(&self.inner), key.to_owned());
+        blocking("count", move || inner.store.count_ahead(&key, |id| inner.upper(id))).await
+    }
+
     fn files(&self, key: &str) -> Option<Files> {
         let id = self.inner.store.chain(key).ok().filter(has_directory)?.id;
         Some(Files { directory: self.inner.upper(id), sums: self.inner.store.sums(id), alone: true })

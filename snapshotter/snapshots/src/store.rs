@@ -9,7 +9,7 @@
 //! The record is the truth: a directory without one is half made or half removed, and goes to the trash at open.
 //! Reading takes the lock of the graph only, never the disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -39,6 +39,8 @@ pub(crate) struct Store {
     root: PathBuf,
     graph: Mutex<Graph>,
     ended: Condvar,
+    /// What active snapshots take of which that was counted before their commit.
+    counted: Mutex<BTreeMap<Id, Usage>>,
     records: Arc<Records>,
     trash: Trash,
     _lock: File,
@@ -66,7 +68,8 @@ impl Store {
         let records = Arc::new(Records::open(root.join("records"))?);
         let trash = Trash::open(root.join("trash"), Arc::clone(&records), empty)?;
         let graph = Mutex::new(Graph::default());
-        let store = Store { root, graph, ended: Condvar::new(), records, trash, _lock: lock };
+        let (ended, counted) = (Condvar::new(), Mutex::default());
+        let store = Store { root, graph, ended, counted, records, trash, _lock: lock };
         store.recover(has_directory)?;
         Ok(store)
     }
@@ -185,6 +188,7 @@ impl Store {
         fail::fail_point!("snapshots::before-record");
         self.carry_out(change, |_| self.records.remove(id))?;
         fail::fail_point!("snapshots::before-trash");
+        self.counted().remove(&id);
         self.forget_sums(id);
         self.trash.take(&self.dir(id))
     }
@@ -235,6 +239,26 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Counts what the active snapshot `key` takes in `path`, for its commit.
+    pub(crate) fn count_ahead(&self, key: &str, path: impl FnOnce(Id) -> PathBuf) -> Result<(), Error> {
+        let Chain { id, node, .. } = self.chain(key)?;
+        if node.kind != Kind::Active {
+            return Err(Error::WrongKind { key: key.into(), kind: node.kind, operation: "count ahead of a commit" });
+        }
+        let path = path(id);
+        let usage = tree::usage(&path).map_err(Error::io("measure", &path))?;
+        self.counted().insert(id, usage);
+        if self.chain(key).is_err() {
+            // It was removed meanwhile.
+            self.counted().remove(&id);
+        }
+        Ok(())
+    }
+
+    fn counted(&self) -> MutexGuard<'_, BTreeMap<Id, Usage>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn cleanup(&self) {
@@ -331,9 +355,10 @@ pub(crate) struct Commit<'a> {
 }
 
 impl Commit<'_> {
-    /// Counts what is in `path`; with `durable`, once all is durable.
+    /// Counts what is in `path` unless that was done ahead; with `durable`, once all is durable.
     pub(crate) fn measure(&self, path: &Path, durable: bool) -> Result<Usage, Error> {
-        let usage = tree::usage(path).map_err(Error::io("measure", path))?;
+        let counted = self.store.counted().remove(&self.id);
+        let usage = counted.map_or_else(|| tree::usage(path).map_err(Error::io("measure", path)), Ok)?;
         if durable {
             self.store.sync_files()?;
         }

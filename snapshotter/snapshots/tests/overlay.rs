@@ -255,3 +255,43 @@ fn a_root_that_others_can_read_is_not_opened_up_further() {
     assert_eq!(fs::metadata(&root).unwrap().mode() & 0o777, 0o711);
     assert_eq!(fs::metadata(s.root().unwrap().join("snapshots")).unwrap().mode() & 0o777, 0o700);
 }
+
+#[tokio::test]
+async fn what_was_counted_ahead_is_what_the_commit_takes_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(&dir);
+    let fill = |mounts: &[Mount]| {
+        with(mounts, |root| (0..20).for_each(|n| fs::write(root.join(n.to_string()), [1; 5000]).unwrap()));
+    };
+    fill(&s.prepare("counted", None, Labels::new()).await.unwrap());
+    fill(&s.prepare("not", None, Labels::new()).await.unwrap());
+    // Blocks of a file are known once they are on the disk.
+    s.sync_ahead().await.unwrap();
+    s.count_ahead("counted").await.unwrap();
+    // The promise is the caller's: this file shows that nothing is counted again.
+    fs::write(dir.path().join("root/snapshots/1/fs/late"), "").unwrap();
+    s.commit("a", "counted", None, Labels::new()).await.unwrap();
+    s.commit("b", "not", None, Labels::new()).await.unwrap();
+    let (a, b) = (s.usage("a").await.unwrap(), s.usage("b").await.unwrap());
+    assert_eq!((a, a.inodes), (b, 21));
+    drop(s);
+    let again = open(&dir);
+    assert_eq!(again.usage("a").await.unwrap(), a);
+}
+
+#[tokio::test]
+async fn only_an_active_snapshot_is_counted_ahead_and_nothing_is_known_of_a_removed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(&dir);
+    s.prepare("key", None, Labels::new()).await.unwrap();
+    s.count_ahead("key").await.unwrap();
+    s.remove("key").await.unwrap();
+    assert_eq!(s.count_ahead("key").await.unwrap_err().kind(), ErrorKind::NotFound);
+    let mounts = s.prepare("key", None, Labels::new()).await.unwrap();
+    with(&mounts, |root| fs::write(root.join("file"), "1").unwrap());
+    s.commit("layer", "key", None, Labels::new()).await.unwrap();
+    assert_eq!(s.usage("layer").await.unwrap().inodes, 2);
+    assert_eq!(s.count_ahead("layer").await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    s.view("view", Some("layer"), Labels::new()).await.unwrap();
+    assert_eq!(s.count_ahead("view").await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+}

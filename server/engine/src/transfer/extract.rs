@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use gantry_metadata::Resource;
+use gantry_snapshots::Snapshotter;
 use gantry_types::{Any, Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,7 @@ impl<'a> One<'a> {
         if self.is_there().await? {
             self.report.blob("exists", &descriptor, 0);
             answer(asked, None);
+            self.together.ahead.filled();
             return self.mend(&fetched, &descriptor, &diff_id).await;
         }
         let mut labels = self.labels(&diff_id);
@@ -67,6 +69,10 @@ impl<'a> One<'a> {
             Err(error) if needs_lower(&error) && below.is_some() => None,
             filled => Some(filled?),
         };
+        self.together.ahead.filled();
+        if let Some(Some(filled)) = &filled {
+            self.count(filled).await?;
+        }
         if let Some(below) = below {
             committed(below).await?;
         }
@@ -259,10 +265,22 @@ impl<'a> One<'a> {
 
     /// Where the list of the files of a snapshot is to be.
     fn sums(&self, key: &str) -> Result<Option<PathBuf>> {
+        let (driver, internal) = self.behind(key)?;
+        Ok(driver.files(&internal).map(|files| files.sums))
+    }
+
+    /// Has what the layer takes counted, beside the others: the commits have to wait for each other.
+    async fn count(&self, filled: &Filled<'_>) -> Result<()> {
+        let Some(key) = filled.half_done.key.as_deref() else { return Ok(()) };
+        let (driver, internal) = self.behind(key)?;
+        Ok(driver.count_ahead(&internal).await?)
+    }
+
+    /// The snapshotter, and its name of a snapshot.
+    fn behind(&self, key: &str) -> Result<(&Arc<dyn Snapshotter>, String)> {
         let core = &self.transfer.core;
         let (name, driver) = core.snapshotter(self.snapshotter)?;
-        let internal = core.db.snapshots(&self.scope.namespace, name).get(key)?.internal;
-        Ok(driver.files(&internal).map(|files| files.sums))
+        Ok((driver, core.db.snapshots(&self.scope.namespace, name).get(key)?.internal))
     }
 
     async fn write(

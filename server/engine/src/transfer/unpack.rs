@@ -99,7 +99,6 @@ impl Unsynced {
 }
 
 /// What the layers of a stack share while they are unpacked.
-#[derive(Default)]
 pub(super) struct Together {
     /// One of them has failed: the others need not go on.
     pub(super) failed: CancellationToken,
@@ -110,6 +109,10 @@ pub(super) struct Together {
 }
 
 impl Together {
+    fn new(layers: usize) -> Together {
+        Together { failed: CancellationToken::new(), removals: Arc::default(), ahead: Ahead::new(layers) }
+    }
+
     /// Returns when nothing half done is left.
     async fn tidy(&self) {
         let removals = std::mem::take(&mut *self.removals.lock().unwrap_or_else(PoisonError::into_inner));
@@ -128,7 +131,7 @@ impl Transfer {
         // A differ of another process does not say when it needs what is below.
         let elsewhere = stack.differs.first().is_some_and(|name| self.core.differs.contains_key(name));
         let at_once = may_rebase && !elsewhere;
-        let together = Together::default();
+        let together = Together::new(stack.layers.len());
         let unpacked = {
             let one = |number: usize| One {
                 transfer: self,
