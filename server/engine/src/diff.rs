@@ -295,7 +295,7 @@ impl Job {
 
     fn unpack(self, layer: Drain, sync: bool, programs: &Arc<Programs>) -> Result<Applied> {
         // Containers go before images.
-        let _low = gantry_mount::priority::LowIo::new();
+        let _low = gantry_mount::priority::Background::new();
         let place = Place::of(&self.mounts, self.below)?;
         let limits = Limits {
             bytes: self.limits.max_bytes,

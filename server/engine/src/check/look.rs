@@ -234,7 +234,7 @@ async fn look_at_blob(check: &Check, digest: &Digest, size: u64, control: &Arc<C
     };
     let (expected, control, handle) = (digest.clone(), Arc::clone(control), Handle::current());
     let hashing = tokio::task::spawn_blocking(move || {
-        let _low = gantry_mount::priority::LowIo::new();
+        let _low = gantry_mount::priority::Background::new();
         hash(&*reader, &expected, size, &control, &handle)
     });
     hashing.await.map_err(Error::task("checking a blob"))
@@ -263,7 +263,7 @@ fn hash(reader: &dyn ReaderAt, expected: &Digest, size: u64, control: &Control, 
 async fn look_at_layer(layer: &Layer, control: &Arc<Control>) -> Result<Seen> {
     let (files, control) = (layer.files.clone(), Arc::clone(control));
     let comparing = tokio::task::spawn_blocking(move || {
-        let _low = gantry_mount::priority::LowIo::new();
+        let _low = gantry_mount::priority::Background::new();
         gantry_layer::check(&files.directory, &files.sums, files.alone, &control)
     });
     match comparing.await.map_err(Error::task("checking a snapshot"))? {
