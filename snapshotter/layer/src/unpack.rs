@@ -108,7 +108,7 @@ fn pipeline<R: Read + Send>(
 
 /// Size of a chunk of tar, and how many of them may wait for each thread.
 const CHUNK: usize = 128 << 10;
-const WAITING: usize = 4;
+const WAITING: usize = 2;
 /// A layer may always have so many bytes, whatever its ratio.
 const RATIO_FREE: u64 = 256 << 20;
 
