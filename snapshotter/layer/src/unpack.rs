@@ -31,7 +31,7 @@ pub struct Unpacked {
 
 /// Decompresses `layer`, computes its diff ID and applies it to the directory `root`, all at once: decompressing,
 /// hashing and applying have a thread of their own each. Without a given compression the first
-/// bytes tell. Reads `layer` to its end. At most 1 MiB waits between the threads.
+/// bytes tell. Reads `layer` to its end. At most half a mebibyte waits between the threads.
 ///
 /// The threads are confined as far as the kernel can ([`confine`](crate::confine)): `layer` is read where no file can be
 /// opened, and what applies it reaches nothing but `root`, the lower directories and the list of files.
