@@ -21,8 +21,8 @@ impl Background {
     /// Lowers the calling thread's priority.
     pub fn new() -> Background {
         // SAFETY: integers only; 0 is the calling thread.
-        let (io, policy) =
-            unsafe { (libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0), libc::sched_getscheduler(0)) };
+        let io = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) };
+        let policy = policy();
         set(libc::c_long::from(BEST_EFFORT << CLASS_SHIFT | LAST));
         if policy == libc::SCHED_OTHER {
             schedule(libc::SCHED_BATCH);
@@ -46,10 +46,18 @@ impl Drop for Background {
     }
 }
 
+/// By number: the C library of the shim's target refuses what is not POSIX's to set.
 fn schedule(policy: libc::c_int) {
-    let of_no_use = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the structure lives through the call, which reads it; 0 is the calling thread. A refusal changes nothing.
-    unsafe { libc::sched_setscheduler(0, policy, &of_no_use) };
+    // What the kernel's structure consists of; of no use for policies without priorities.
+    let priority: libc::c_int = 0;
+    // SAFETY: the integer lives through the call, which reads it; 0 is the calling thread. A refusal changes nothing.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
+}
+
+fn policy() -> libc::c_int {
+    // SAFETY: an integer only; 0 is the calling thread.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    policy as libc::c_int
 }
 
 fn set(priority: libc::c_long) {
@@ -65,7 +73,7 @@ mod tests {
     fn the_priority_is_as_before_when_the_work_is_done() {
         let now = || {
             // SAFETY: integers only.
-            unsafe { (libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0), libc::sched_getscheduler(0)) }
+            (unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) }, policy())
         };
         let before = now();
         assert_eq!(before.1, libc::SCHED_OTHER);
@@ -80,11 +88,9 @@ mod tests {
     #[test]
     fn a_policy_that_was_chosen_stays() {
         schedule(libc::SCHED_IDLE);
-        // SAFETY: integers only.
-        let now = || unsafe { libc::sched_getscheduler(0) };
         let background = Background::new();
-        assert_eq!(now(), libc::SCHED_IDLE);
+        assert_eq!(policy(), libc::SCHED_IDLE);
         drop(background);
-        assert_eq!(now(), libc::SCHED_IDLE);
+        assert_eq!(policy(), libc::SCHED_IDLE);
     }
 }
