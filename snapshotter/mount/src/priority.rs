@@ -22,8 +22,8 @@ impl Background {
     pub fn new() -> Background {
         // SAFETY: integers only; 0 is the calling thread.
         let io = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) };
-        let policy = policy();
-        set(libc::c_long::from(BEST_EFFORT << CLASS_SHIFT | LAST));
+        let policy = scheduled();
+        set_io(libc::c_long::from(BEST_EFFORT << CLASS_SHIFT | LAST));
         if policy == libc::SCHED_OTHER {
             schedule(libc::SCHED_BATCH);
         }
@@ -39,7 +39,7 @@ impl Default for Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        set(self.io.max(0));
+        set_io(self.io.max(0));
         if self.policy == libc::SCHED_OTHER {
             schedule(libc::SCHED_OTHER);
         }
@@ -54,13 +54,13 @@ fn schedule(policy: libc::c_int) {
     unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
 }
 
-fn policy() -> libc::c_int {
+fn scheduled() -> libc::c_int {
     // SAFETY: an integer only; 0 is the calling thread.
     let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
     policy as libc::c_int
 }
 
-fn set(priority: libc::c_long) {
+fn set_io(priority: libc::c_long) {
     // SAFETY: integers only; 0 is the calling thread. A refusal leaves the priority as it is, which is no harm.
     unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, priority) };
 }
@@ -73,7 +73,7 @@ mod tests {
     fn the_priority_is_as_before_when_the_work_is_done() {
         let now = || {
             // SAFETY: integers only.
-            (unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) }, policy())
+            (unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) }, scheduled())
         };
         let before = now();
         assert_eq!(before.1, libc::SCHED_OTHER);
@@ -89,8 +89,8 @@ mod tests {
     fn a_policy_that_was_chosen_stays() {
         schedule(libc::SCHED_IDLE);
         let background = Background::new();
-        assert_eq!(policy(), libc::SCHED_IDLE);
+        assert_eq!(scheduled(), libc::SCHED_IDLE);
         drop(background);
-        assert_eq!(policy(), libc::SCHED_IDLE);
+        assert_eq!(scheduled(), libc::SCHED_IDLE);
     }
 }
