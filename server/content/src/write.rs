@@ -22,7 +22,9 @@ use crate::local::Shared;
 use crate::store::CHUNK;
 use crate::{Commit, Error, Info, Status, Writer};
 
-/// Bytes that one job writes, at least, where more come: each job wakes two threads.
+/// Bytes that one job writes, where more come: each job wakes two threads. Jobs end at multiples of it, as the kernel keeps
+/// such pieces whole. A page that two jobs write stays in its cache where all around it is dropped, and whoever reads the
+/// blob later has the rest in single pages then, which takes half as long again.
 const JOB: usize = 2 * CHUNK;
 
 /// A writer of the local store.
@@ -101,9 +103,10 @@ impl LocalWriter {
         }
     }
 
-    /// Starts to append what is pending.
-    fn start(&mut self) -> Result<(), Error> {
-        let (ingest, pending) = self.idle()?;
+    /// Starts to append what is pending, but the last `keep` bytes.
+    fn start(&mut self, keep: usize) -> Result<(), Error> {
+        let (ingest, mut pending) = self.idle()?;
+        (self.pending, self.pending_len) = (split_off(&mut pending, keep), keep);
         let write: fn(Box<Ingest>, &[Bytes]) -> Done = if self.hash.is_none() { appended } else { written };
         self.slot = Slot::Busy(spawn_blocking(move || write(ingest, &pending)));
         Ok(())
@@ -165,7 +168,8 @@ impl Writer for LocalWriter {
         if offset != self.offset {
             return Err(self.offset_error(offset));
         }
-        let starts = self.pending_len + data.len() >= JOB;
+        let keep = ((offset + data.len() as u64) % JOB as u64) as usize;
+        let starts = self.pending_len + data.len() > keep;
         let overlaps = starts && self.is_free();
         if overlaps {
             self.settle().await?;
@@ -175,14 +179,14 @@ impl Writer for LocalWriter {
         self.pending_len += data.len();
         self.pending.push(data.clone());
         self.updated = SystemTime::now();
-        let started = if overlaps { self.start() } else { Ok(()) };
+        let started = if overlaps { self.start(keep) } else { Ok(()) };
         if let Some(hash) = &mut self.hash {
             hash.add(&[data]);
         }
         started?;
         if starts && !overlaps {
             self.settle().await?;
-            self.start()?;
+            self.start(keep)?;
         }
         self.report();
         Ok(self.offset)
@@ -192,7 +196,7 @@ impl Writer for LocalWriter {
         let algorithm = self.algorithm();
         self.settle().await?;
         if !self.pending.is_empty() {
-            self.start()?;
+            self.start(0)?;
             self.settle().await?;
         }
         if let Some(digest) = self.hash.as_ref().and_then(|hash| hash.digest(algorithm)) {
@@ -240,6 +244,23 @@ impl Drop for LocalWriter {
             _ => {}
         }
     }
+}
+
+/// Takes the last `len` bytes of all away.
+fn split_off(pieces: &mut Vec<Bytes>, mut len: usize) -> Vec<Bytes> {
+    let mut end = Vec::new();
+    while len > 0
+        && let Some(mut piece) = pieces.pop()
+    {
+        let begin = piece.len().saturating_sub(len);
+        len -= piece.len() - begin;
+        end.push(piece.split_off(begin));
+        if !piece.is_empty() {
+            pieces.push(piece);
+        }
+    }
+    end.reverse();
+    end
 }
 
 /// The digest of what is in the file comes along.

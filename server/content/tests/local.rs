@@ -72,6 +72,43 @@ async fn a_writer_that_is_dropped_keeps_its_bytes() {
     assert_eq!(offset, 700_010);
 }
 
+/// How long the only ingest's file is once it is not `before` any more.
+async fn length_after(root: &Path, before: u64) -> u64 {
+    let ingest = fs::read_dir(root.join("ingest")).unwrap().next().unwrap().unwrap().path();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let len = fs::metadata(ingest.join("data")).unwrap().len();
+        if len != before {
+            return len;
+        }
+        assert!(std::time::Instant::now() < deadline, "nothing was written behind {before} bytes");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn no_page_is_written_twice_while_bytes_come_in_odd_pieces() {
+    const BLOCK: u64 = 512 << 10;
+    let root = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(root.path()).unwrap();
+    let mut writer = store.writer(WriterOptions::new("r")).await.unwrap();
+    let (mut offset, mut written, mut model) = (0, 0, Vec::new());
+    for len in [300_001, 250_000, 90_000, 1_300_000, 16_393] {
+        let data: Vec<u8> = (0..len).map(|n| (n * 7 / 11) as u8).collect();
+        offset = writer.write(offset, data.clone().into()).await.unwrap();
+        model.extend(data);
+        if offset / BLOCK > written / BLOCK {
+            written = length_after(root.path(), written).await;
+            assert_eq!(written, offset / BLOCK * BLOCK, "of {offset} bytes");
+        }
+    }
+    // Who asks for the digest is told it once all is with the kernel.
+    assert_eq!(writer.digest().await.unwrap(), Digest::of(&model));
+    assert_eq!(length_after(root.path(), written).await, offset);
+    let digest = writer.commit(Commit::default()).await.unwrap().digest;
+    assert!(fs::read(root.path().join("blobs/sha256").join(digest.hex())).unwrap() == model);
+}
+
 #[tokio::test]
 async fn a_large_sparse_ingest_is_resumed_by_reading_it_again() {
     let root = tempfile::tempdir().unwrap();
@@ -152,8 +189,9 @@ proptest! {
             for step in steps {
                 match step {
                     Step::Write(len, byte) => {
-                        let offset = writer.write(model.len() as u64, vec![byte; len].into()).await.unwrap();
-                        model.extend(std::iter::repeat_n(byte, len));
+                        let data: Vec<u8> = (0..len).map(|n| (n / 1000) as u8 ^ byte).collect();
+                        let offset = writer.write(model.len() as u64, data.clone().into()).await.unwrap();
+                        model.extend(data);
                         assert_eq!(offset, model.len() as u64);
                     }
                     Step::Truncate(size) => {
@@ -172,7 +210,10 @@ proptest! {
                 }
                 assert_eq!(writer.status().offset, model.len() as u64);
             }
-            assert_eq!(writer.commit(Commit::default()).await.unwrap().digest, Digest::of(&model));
+            let digest = writer.commit(Commit::default()).await.unwrap().digest;
+            assert_eq!(digest, Digest::of(&model));
+            let stored = fs::read(root.path().join("blobs/sha256").join(digest.hex())).unwrap();
+            assert!(stored == model, "other bytes than were hashed");
         });
     }
 }

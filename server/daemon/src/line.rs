@@ -24,6 +24,13 @@ const MOST: usize = 136 << 10;
 /// A write of this many bytes goes straight through: to copy it would cost more than it saves.
 const STRAIGHT: usize = 32 << 10;
 
+/// Bytes that are read in one go from a client that has much to say: HTTP/2 asks for 8 KiB at a time, and a frame of
+/// 16 KiB would be two calls of the kernel.
+const INBOX: usize = 128 << 10;
+
+/// A read of fewer bytes means that the client has not that much to say any more.
+const MUCH: usize = 8 << 10;
+
 /// Fewer bytes HTTP/2 copies itself, so that they are nobody's any more.
 const CHAINED: usize = 256;
 
@@ -53,16 +60,62 @@ struct Wire<T> {
     /// Until the client has said what it takes.
     greeting: Option<Greeting>,
     takes_files: TakesFiles,
+    inbox: Inbox,
     /// What waits, from `sent` to `held`; behind that is only room.
     out: Vec<u8>,
     sent: usize,
     held: usize,
 }
 
+/// What a client that has much to say has said, and HTTP/2 has not taken yet.
+#[derive(Default)]
+struct Inbox {
+    /// Memory while the client has much to say; none else.
+    bytes: Box<[u8]>,
+    taken: usize,
+    held: usize,
+}
+
+impl Inbox {
+    fn poll_read(&mut self, from: &mut impl Io, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.taken == self.held {
+            if self.bytes.is_empty() {
+                return self.poll_read_past(from, cx, to);
+            }
+            let mut bytes = ReadBuf::new(&mut self.bytes);
+            ready!(Pin::new(from).poll_read(cx, &mut bytes))?;
+            (self.taken, self.held) = (0, bytes.filled().len());
+        }
+        let rest = &self.bytes[self.taken..self.held];
+        let (now, _) = rest.split_at(rest.len().min(to.remaining()));
+        to.put_slice(now);
+        self.taken += now.len();
+        if self.taken == self.held && self.held < MUCH {
+            *self = Inbox::default();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads without it, and opens it where there was more than found room.
+    fn poll_read_past(
+        &mut self,
+        from: &mut impl Io,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let room = to.remaining();
+        ready!(Pin::new(from).poll_read(cx, to))?;
+        if to.remaining() == 0 && (MUCH..INBOX).contains(&room) {
+            self.bytes = vec![0; INBOX].into();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: Io> Line<T> {
     pub(crate) fn new(stream: T) -> Line<T> {
         let (greeting, takes_files) = (Some(Greeting::default()), TakesFiles::default());
-        Line(Arc::new(Mutex::new(Wire { stream, greeting, takes_files, out: Vec::new(), sent: 0, held: 0 })))
+        Line(Arc::new(Mutex::new(Wire { stream, greeting, takes_files, inbox: Inbox::default(), out: Vec::new(), sent: 0, held: 0 })))
     }
 
     /// Whether mapped bytes of a file are better than others.
@@ -84,7 +137,7 @@ impl<T: Io> Line<T> {
 impl<T: Io> Wire<T> {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(self.inbox.poll_read(&mut self.stream, cx, buf))?;
         if let Some(greeting) = &mut self.greeting
             && let Some(frame) = greeting.add(&buf.filled()[before..])
         {
@@ -263,6 +316,38 @@ mod tests {
         line.shutdown().await.unwrap();
         drop(line);
         assert!(reading.await.unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_says_arrives_in_order_however_much_it_says_at_once() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut line = Line::new(near);
+        let sizes = [1, MUCH, 100, 3 * INBOX, INBOX - 1, MUCH - 1, 5, MUCH, 40];
+        let said: Vec<u8> = (0..sizes.iter().sum::<usize>()).map(|n| (n * 31 / 7) as u8).collect();
+        let speaking = said.clone();
+        let speaker = tokio::spawn(async move {
+            let mut rest = &speaking[..];
+            for size in sizes {
+                let (piece, behind) = rest.split_at(size);
+                far.write_all(piece).await.unwrap();
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                rest = behind;
+            }
+        });
+        // As HTTP/2 reads: 8 KiB, then what a frame lacks.
+        let (mut got, mut piece, mut opened) = (Vec::<u8>::new(), [0; MUCH + 9], false);
+        for room in (0..).map(|n| MUCH + n % 2 * 9) {
+            let len = line.read(&mut piece[..room]).await.unwrap();
+            got.extend(&piece[..len]);
+            opened |= !line.wire().inbox.bytes.is_empty();
+            if len == 0 {
+                break;
+            }
+        }
+        speaker.await.unwrap();
+        assert!(got == said);
+        assert!(opened, "all of it was read in small pieces");
+        assert!(line.wire().inbox.bytes.is_empty(), "a client that has said all holds memory");
     }
 
     /// Whether one who begins with a setting for frames of that size is sent files.
