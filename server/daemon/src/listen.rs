@@ -26,9 +26,10 @@ const HANDSHAKES: usize = 64;
 /// Pause after the kernel refused a connection (out of descriptors), which the next would meet too.
 const RELIEF: Duration = Duration::from_millis(100);
 
-/// Bytes that the kernel keeps for a client that is slower than we are, as far as `net.core.wmem_max` lets it; it counts
-/// its own costs among twice as many (socket(7), `SO_SNDBUF`).
-const SENDING: usize = 1 << 20;
+/// Bytes that the kernel keeps for a client that is slower than we are; it counts its own costs among twice as many
+/// (socket(7), `SO_SNDBUFFORCE`). Without the right to that (`CAP_NET_ADMIN`) `net.core.wmem_max` is the limit. Half as
+/// many cost a client of much content a fifth of its rate, twice as many give it nothing.
+const SENDING: usize = 512 << 10;
 
 /// What each call knows of the connection that it came by.
 #[derive(Debug, Default)]
@@ -77,7 +78,8 @@ pub(crate) fn unix(listener: UnixListener) -> impl Stream<Item = io::Result<Unix
 /// Lets more bytes wait for a client than the kernel lets by itself. Who writes is woken when three quarters of them are
 /// gone, so that a client of much content has the last quarter to read meanwhile.
 fn roomy(stream: &UnixStream) {
-    if let Err(error) = setsockopt(stream, sockopt::SndBuf, &SENDING) {
+    let forced = setsockopt(stream, sockopt::SndBufForce, &SENDING);
+    if let Err(error) = forced.or_else(|_| setsockopt(stream, sockopt::SndBuf, &SENDING)) {
         tracing::debug!(%error, "a connection has the kernel's usual room");
     }
 }
