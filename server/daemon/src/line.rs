@@ -115,7 +115,15 @@ impl Inbox {
 impl<T: Io> Line<T> {
     pub(crate) fn new(stream: T) -> Line<T> {
         let (greeting, takes_files) = (Some(Greeting::default()), TakesFiles::default());
-        Line(Arc::new(Mutex::new(Wire { stream, greeting, takes_files, inbox: Inbox::default(), out: Vec::new(), sent: 0, held: 0 })))
+        Line(Arc::new(Mutex::new(Wire {
+            stream,
+            greeting,
+            takes_files,
+            inbox: Inbox::default(),
+            out: Vec::new(),
+            sent: 0,
+            held: 0,
+        })))
     }
 
     /// Whether mapped bytes of a file are better than others.
