@@ -1,6 +1,7 @@
 //! What HTTP/2 writes to a connection in one go leaves in one piece: an acknowledged ping and the answer beside it, or
 //! the sixteen frames that a chunk of content is cut into. Each write that the kernel is spared is a wake-up that the
-//! client is spared, too. What is a file's, mapped, the kernel sends from its own memory, to those who take large frames.
+//! client is spared, too. What comes in is read in large pieces while there is much of it. What is a file's, mapped, the
+//! kernel sends from its own memory, to those who take large frames.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -70,7 +71,7 @@ struct Wire<T> {
 /// What a client that has much to say has said, and HTTP/2 has not taken yet.
 #[derive(Default)]
 struct Inbox {
-    /// Memory while the client has much to say; none else.
+    /// Memory since the client had much to say, until it has little; none else.
     bytes: Box<[u8]>,
     taken: usize,
     held: usize,

@@ -149,3 +149,22 @@ async fn greet(stream: TcpStream, certificates: Option<Arc<ServerConfig>>) -> io
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no handshake of TLS in 10 s")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn more_waits_for_a_client_than_the_kernel_lets_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut connections = Box::pin(unix(UnixListener::bind(&path).unwrap()));
+        let client = UnixStream::connect(&path).await.unwrap();
+        let connection = connections.next().await.unwrap().unwrap();
+        let room = |stream| getsockopt(stream, sockopt::SndBuf).unwrap();
+        assert!(room(&connection) > room(&client), "{} and {}", room(&connection), room(&client));
+    }
+}
