@@ -131,14 +131,16 @@ impl Making<'_> {
         self.record.write(&self.directory)?;
         let none = Resources::default();
         let _holder = self.record.cgroup.create_unified(spec.linux.resources.as_ref().unwrap_or(&none))?;
-        let early = cgroups_first(&namespaces, spec);
+        let early = namespaces.has_user();
         if early {
             self.create_cgroups()?;
         }
         let proc = namespaces::host_proc()?;
         let mut ops = self.plan(&namespaces, seccomp.clone())?;
         let cgroup = self.record.cgroup.unified_directory()?;
-        let spawned = namespaces::spawn(namespaces, cgroup.as_ref(), &mut ops, &proc)?;
+        // Devices are handed over to a network namespace that must be there then.
+        let apart = spec.linux.net_devices.is_empty();
+        let spawned = namespaces::spawn(namespaces, cgroup.as_ref(), &mut ops, &proc, apart)?;
         self.record.pid = spawned.pid;
         let pid = spawned.pid;
         self.spawned = Some(spawned);
@@ -186,7 +188,9 @@ impl Making<'_> {
         if !self.options.no_new_keyring {
             ops.push(Op::Keyring(c_string(&format!("_ses.{}", self.options.id))?));
         }
-        let early = cgroups_first(namespaces, spec);
+        // A process that is root of nothing but its user namespace could not open their files. Else they are made while
+        // it makes its mounts.
+        let early = namespaces.has_user();
         let new_cgroup = spec.has_new(crate::spec::NamespaceKind::Cgroup).then_some(Op::Unshare(libc::CLONE_NEWCGROUP));
         if early {
             ops.push(Op::JoinCgroups(self.record.cgroup.join_files()?.into()));
@@ -213,7 +217,7 @@ impl Making<'_> {
             self.plan_holder(namespaces, late, &mut ops)?;
             return Ok(ops);
         }
-        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup };
+        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup, early };
         self.plan_rootfs(&context, late, &mut ops)?;
         names_and_sysctls(spec, &mut ops)?;
         // The home directory is read from the root before it is attached.
@@ -229,14 +233,13 @@ impl Making<'_> {
         Ok(ops)
     }
 
-    /// `late`: joining the cgroups, once the mounts are made and before the host's tree goes.
+    /// `late`: joining the cgroups, before they are mounted, else before the host's tree goes.
     fn plan_rootfs(&self, context: &rootfs::Context<'_>, late: Vec<Op>, ops: &mut Vec<Op>) -> Result<()> {
         let spec = context.spec;
         let (tree, at) = rootfs::root_tree(context, self.options.rootfs_mounts)?;
-        let mounts = rootfs::operations(context, &tree)?;
+        let mounts = rootfs::operations(context, &tree, late)?;
         ops.push(Op::AttachRoot { tree, at });
         ops.extend(mounts);
-        ops.extend(late);
         ops.extend(ask_for_hooks(spec));
         ops.push(if self.options.no_pivot { Op::MoveRoot } else { Op::Pivot });
         ops.extend(rootfs::propagation(&spec.linux.rootfs_propagation)?.map(Op::Propagation));
@@ -335,12 +338,6 @@ pub(crate) fn state_of(record: &Record, pid: i32) -> State {
         bundle: record.bundle.clone(),
         annotations: record.annotations.clone(),
     }
-}
-
-/// Whether the cgroups must be there before the process: to be mounted in it, or because it, root of nothing but its
-/// user namespace, could not open their files. Otherwise they are made while it makes its mounts.
-fn cgroups_first(namespaces: &Namespaces, spec: &Spec) -> bool {
-    namespaces.has_user() || spec.mounts.iter().any(|entry| matches!(entry.kind.as_str(), "cgroup" | "cgroup2"))
 }
 
 fn ask_for_hooks(spec: &Spec) -> Option<Op> {

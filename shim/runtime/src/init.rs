@@ -23,6 +23,8 @@ struct Walk<'a> {
     root: RawFd,
     /// The host's procfs.
     proc: RawFd,
+    /// The directory that the last entry was made in, and its path: the next is often made there, too.
+    parent: Option<(&'a CStr, Fd)>,
     /// An empty read-only tmpfs mounted over a masked directory, to be copied for the next.
     blank: Option<Fd>,
     /// The host's null device, once something was covered with it.
@@ -38,6 +40,13 @@ struct Walk<'a> {
     length: usize,
 }
 
+/// Where something is to be mounted.
+struct Place {
+    fd: Fd,
+    /// Whether it was made for that.
+    made: bool,
+}
+
 /// Walks the operations; the last one does not return. `ignored`: the signals that the parent ignores.
 pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd, ignored: u64) -> ! {
     // /proc/PID/exe and our memory are nobody's business while we stand in foreign namespaces.
@@ -47,6 +56,7 @@ pub(crate) fn run(ops: &[Op], socket: RawFd, proc: RawFd, ignored: u64) -> ! {
         socket,
         root: libc::AT_FDCWD,
         proc,
+        parent: None,
         blank: None,
         null: None,
         found: 0,
@@ -116,7 +126,7 @@ pub(crate) fn send(socket: RawFd, message: &Message) -> Sys<()> {
     raw!(libc::SYS_sendto, socket, bytes, size_of::<Message>(), libc::MSG_NOSIGNAL, 0usize, 0usize).map(drop)
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     fn report(&self, index: usize, errno: i32) {
         let mut message = Message { index: index as u32, detail: self.detail, errno, ..Message::EMPTY };
         message.length = self.length as u32;
@@ -124,7 +134,7 @@ impl Walk<'_> {
         let _ = send(self.socket, &message);
     }
 
-    fn step(&mut self, op: &Op) -> Sys<()> {
+    fn step(&mut self, op: &'a Op) -> Sys<()> {
         match op {
             Op::Session => raw!(libc::SYS_setsid).map(drop),
             Op::Keyring(name) => keyring(name),
@@ -153,7 +163,11 @@ impl Walk<'_> {
                 Ok(())
             }
             Op::Filesystem(fs) => self.filesystem(fs),
-            Op::Attach { tree, target, file } => self.attach_tree(tree.0, target, *file),
+            Op::Attach { tree, target, file } => {
+                let place = self.make(target, *file)?;
+                self.attach(tree.0, &place)
+            }
+            Op::AttachHosts { path, set, clear, target } => self.attach_hosts(path, (*set, *clear), target),
             Op::Attributes { target, set, recursive } => {
                 let place = self.resolve(target)?;
                 set_attributes(place.0, *set, *recursive)
@@ -231,43 +245,63 @@ impl Walk<'_> {
     }
 
     /// Opens a path below the root, making what is missing: directories, and at the end a file if `file`.
-    fn make(&mut self, target: &Target, file: bool) -> Sys<Fd> {
+    fn make(&mut self, target: &'a Target, file: bool) -> Sys<Place> {
         self.detail = step::TARGET;
-        let place = match self.resolve(target) {
-            Err(libc::ENOENT) => self.make_missing(target, file)?,
-            other => other?,
+        let (fd, made) = match self.resolve(target) {
+            Err(libc::ENOENT) => (self.make_missing(target, file)?, true),
+            other => (other?, false),
         };
-        if target.outside_proc && sys::fs_type(place.0)? == PROC_MAGIC {
+        if target.outside_proc && sys::fs_type(fd.0)? == PROC_MAGIC {
             self.detail = step::FORBIDDEN;
             return Err(libc::EPERM);
         }
-        Ok(place)
+        Ok(Place { fd, made })
     }
 
-    fn make_missing(&self, target: &Target, file: bool) -> Sys<Fd> {
+    fn make_missing(&mut self, target: &'a Target, file: bool) -> Sys<Fd> {
+        if let Some(name) = target.names.last()
+            && let Ok(parent) = self.parent_of(target)
+            && make_entry(parent, name, file).is_ok()
+        {
+            // What was made there only now: not by way of a link.
+            let resolve = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_SYMLINKS;
+            return sys::openat2(parent, name, libc::O_PATH, resolve);
+        }
         make_missing(self.root, target, file)
     }
 
-    fn attach_tree(&mut self, tree: RawFd, target: &Target, file: bool) -> Sys<()> {
-        let place = self.make(target, file)?;
+    /// Mounts over a place. Paths that led through it lead elsewhere then, unless it was made for this.
+    fn attach(&mut self, tree: RawFd, place: &Place) -> Sys<()> {
         self.detail = step::ATTACH;
-        attach(tree, place.0, EMPTY)
+        if !place.made {
+            self.parent = None;
+        }
+        attach(tree, place.fd.0, EMPTY)
     }
 
-    fn filesystem(&mut self, fs: &Filesystem) -> Sys<()> {
+    fn attach_hosts(&mut self, path: &CStr, (set, clear): (u64, u64), target: &'a Target) -> Sys<()> {
+        self.detail = step::OPEN;
+        let tree = bare(mount::open_tree(mount::CWD, path, mount::OPEN_TREE_CLONE))?;
+        let empty = libc::AT_EMPTY_PATH as u32;
+        bare(mount::mount_setattr(tree.as_raw_fd(), EMPTY, empty, set, clear, libc::MS_PRIVATE, None))?;
+        let place = self.make(target, false)?;
+        self.attach(tree.as_raw_fd(), &place)
+    }
+
+    fn filesystem(&mut self, fs: &'a Filesystem) -> Sys<()> {
         // What was there gives its mode; a directory made only now has none worth keeping.
         let inherit = fs.inherit_mode && self.resolve(&fs.target).is_ok();
         let place = self.make(&fs.target, false)?;
         self.detail = step::OPEN;
         let context = bare(mount::fsopen(&fs.kind))?;
-        let result = self.configure(fs, &context, inherit.then_some(&place));
+        let result = self.configure(fs, &context, inherit.then_some(&place.fd));
         if result.is_err() {
             let length = mount::read_log(as_borrowed(&context), &mut self.text).unwrap_or(0);
             self.length = length.min(self.text.len());
         }
         let tree = result?;
-        self.detail = step::ATTACH;
         if fs.propagation != 0 {
+            self.detail = step::ATTACH;
             bare(mount::mount_setattr(
                 tree.as_raw_fd(),
                 EMPTY,
@@ -278,7 +312,7 @@ impl Walk<'_> {
                 None,
             ))?;
         }
-        attach(tree.as_raw_fd(), place.0, EMPTY)
+        self.attach(tree.as_raw_fd(), &place)
     }
 
     /// Sets the parameters of a file system, its root's mode like `model`'s.
@@ -311,53 +345,66 @@ impl Walk<'_> {
     }
 
     /// The directory that holds a target, for making an entry in it.
-    fn parent_of(&mut self, target: &Target) -> Sys<Fd> {
-        match target.prefixes.len() {
-            0 => Err(libc::EEXIST),
-            1 => raw!(libc::SYS_fcntl, self.root, libc::F_DUPFD_CLOEXEC, 3).map(|fd| Fd(fd as RawFd)),
-            count => {
-                let parent = &target.prefixes[count - 2];
-                match self.resolve_path(target, parent) {
-                    Err(libc::ENOENT) => {
-                        // Make the parent by making the target as a directory and taking it away again.
-                        let _ = self.make_missing(target, false)?;
-                        let made = self.resolve_path(target, parent)?;
-                        let name = &target.names[count - 1];
-                        raw!(libc::SYS_unlinkat, made.0, name.as_ptr(), libc::AT_REMOVEDIR)?;
-                        Ok(made)
-                    }
-                    other => other,
-                }
-            }
+    fn parent_of(&mut self, target: &'a Target) -> Sys<RawFd> {
+        let path = match target.prefixes.len() {
+            0 => return Err(libc::EEXIST),
+            1 => return Ok(self.root),
+            count => target.prefixes[count - 2].as_c_str(),
+        };
+        // A link may have led to what is known.
+        if let Some((known, parent)) = &self.parent
+            && *known == path
+            && !target.no_symlinks
+        {
+            return Ok(parent.0);
         }
+        let parent = self.resolve_path(target, path)?;
+        let fd = parent.0;
+        self.parent = Some((path, parent));
+        Ok(fd)
     }
 
-    fn device(&mut self, target: &Target, mode: u32, device: u64, uid: u32, gid: u32) -> Sys<()> {
-        let parent = self.parent_of(target)?;
+    /// The same, making the directory if it is missing.
+    fn make_parent_of(&mut self, target: &'a Target) -> Sys<RawFd> {
+        match self.parent_of(target) {
+            Err(libc::ENOENT) => {}
+            other => return other,
+        }
+        // By making the target as a directory and taking it away again.
+        drop(make_missing(self.root, target, false)?);
+        let parent = self.make_parent_of(target)?;
+        let name = target.names.last().ok_or(libc::EEXIST)?;
+        raw!(libc::SYS_unlinkat, parent, name.as_ptr(), libc::AT_REMOVEDIR)?;
+        Ok(parent)
+    }
+
+    fn device(&mut self, target: &'a Target, mode: u32, device: u64, uid: u32, gid: u32) -> Sys<()> {
+        let parent = self.make_parent_of(target)?;
         let name = target.names.last().ok_or(libc::EEXIST)?;
         let old = raw!(libc::SYS_umask, 0)?;
-        let made = raw!(libc::SYS_mknodat, parent.0, name.as_ptr(), mode, device);
+        let made = raw!(libc::SYS_mknodat, parent, name.as_ptr(), mode, device);
         raw!(libc::SYS_umask, old)?;
         match made {
             Err(libc::EEXIST) => return Ok(()),
             other => other?,
         };
         if uid != 0 || gid != 0 {
-            raw!(libc::SYS_fchownat, parent.0, name.as_ptr(), uid, gid, libc::AT_SYMLINK_NOFOLLOW)?;
+            raw!(libc::SYS_fchownat, parent, name.as_ptr(), uid, gid, libc::AT_SYMLINK_NOFOLLOW)?;
         }
         Ok(())
     }
 
-    fn symlink(&mut self, target: &Target, content: &CStr) -> Sys<()> {
-        let parent = self.parent_of(target)?;
+    fn symlink(&mut self, target: &'a Target, content: &CStr) -> Sys<()> {
+        let parent = self.make_parent_of(target)?;
         let name = target.names.last().ok_or(libc::EEXIST)?;
-        match raw!(libc::SYS_symlinkat, content.as_ptr(), parent.0, name.as_ptr()) {
+        match raw!(libc::SYS_symlinkat, content.as_ptr(), parent, name.as_ptr()) {
             Err(libc::EEXIST) => Ok(()),
             other => other.map(drop),
         }
     }
 
     fn mask(&mut self, target: &Target) -> Sys<()> {
+        self.parent = None;
         let place = match self.resolve(target) {
             Err(libc::ENOENT | libc::ENOTDIR) => return Ok(()),
             other => other?,
@@ -389,7 +436,8 @@ impl Walk<'_> {
         attach(tree.as_raw_fd(), place, EMPTY)
     }
 
-    fn readonly_path(&self, target: &Target) -> Sys<()> {
+    fn readonly_path(&mut self, target: &Target) -> Sys<()> {
+        self.parent = None;
         let place = match self.resolve(target) {
             Err(libc::ENOENT | libc::ENOTDIR) => return Ok(()),
             other => other?,
@@ -529,17 +577,22 @@ fn resolve(root: RawFd, target: &Target, path: &CStr) -> Sys<Fd> {
     sys::openat2(root, path, libc::O_PATH, resolve)
 }
 
+/// Makes a directory, or an empty file.
+fn make_entry(parent: RawFd, name: &CStr, file: bool) -> Sys<()> {
+    if file {
+        raw!(libc::SYS_mknodat, parent, name.as_ptr(), libc::S_IFREG | 0o644, 0).map(drop)
+    } else {
+        raw!(libc::SYS_mkdirat, parent, name.as_ptr(), 0o755).map(drop)
+    }
+}
+
 fn make_missing(root: RawFd, target: &Target, file: bool) -> Sys<Fd> {
     let mut parent = Fd(raw!(libc::SYS_fcntl, root, libc::F_DUPFD_CLOEXEC, 3)? as RawFd);
     let last = target.names.len().saturating_sub(1);
     for (depth, (prefix, name)) in target.prefixes.iter().zip(&target.names).enumerate() {
         parent = match resolve(root, target, prefix) {
             Err(libc::ENOENT) => {
-                if file && depth == last {
-                    raw!(libc::SYS_mknodat, parent.0, name.as_ptr(), libc::S_IFREG | 0o644, 0)?;
-                } else {
-                    raw!(libc::SYS_mkdirat, parent.0, name.as_ptr(), 0o755)?;
-                }
+                make_entry(parent.0, name, file && depth == last)?;
                 resolve(root, target, prefix)?
             }
             other => other?,

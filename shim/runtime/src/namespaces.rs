@@ -109,10 +109,26 @@ pub(crate) fn host_proc() -> Result<Fd> {
     }
 }
 
-/// Makes the init of a container. `cgroup`: the v2 directory to make it in.
-pub(crate) fn spawn(mut namespaces: Namespaces, cgroup: Option<&Fd>, ops: &mut Vec<Op>, proc: &Fd) -> Result<Spawned> {
+/// Namespaces that a process can make for itself. That takes longer than making the process (the network's most of
+/// all), and its parent has other things to do meanwhile.
+const MADE_APART: i32 = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;
+
+/// Makes the init of a container. `cgroup`: the v2 directory to make it in. `apart`: nobody looks at its namespaces
+/// before it speaks.
+pub(crate) fn spawn(
+    mut namespaces: Namespaces,
+    cgroup: Option<&Fd>,
+    ops: &mut Vec<Op>,
+    proc: &Fd,
+    apart: bool,
+) -> Result<Spawned> {
     if namespaces.needs_intermediate() {
         return spawn_through(&namespaces, cgroup, ops, proc);
+    }
+    let later = namespaces.new & MADE_APART;
+    if apart && later != 0 && !namespaces.has_user() {
+        namespaces.new &= !MADE_APART;
+        ops.insert(0, Op::Unshare(later));
     }
     let pid_namespace = namespaces.joined.iter().position(|(kind, ..)| *kind == NamespaceKind::Pid);
     let pid_namespace = pid_namespace.map(|at| namespaces.joined.remove(at));

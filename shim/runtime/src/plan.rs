@@ -47,6 +47,8 @@ pub(crate) enum Op {
     Filesystem(Box<Filesystem>),
     /// Attach a prepared tree.
     Attach { tree: Fd, target: Target, file: bool },
+    /// Attach a directory of the host's, without what is mounted below it, at a place; private, with these attributes.
+    AttachHosts { path: CString, set: u64, clear: u64, target: Target },
     /// mount_setattr(2) on what is mounted at a path.
     Attributes { target: Target, set: u64, recursive: bool },
     /// mknod(2).
@@ -301,6 +303,10 @@ impl Op {
             Op::AttachRoot { at, .. } => format!("mount the root file system on {}", at.to_string_lossy()),
             Op::Filesystem(fs) => fs.describe(detail),
             Op::Attach { target, .. } => describe_attach(target, detail),
+            Op::AttachHosts { path, target, .. } if detail == step::OPEN => {
+                format!("open {} to mount on {}", path.to_string_lossy(), target.display())
+            }
+            Op::AttachHosts { target, .. } => describe_attach(target, detail),
             Op::Attributes { target, .. } => format!("change mount flags of {}", target.display()),
             Op::Device { target, .. } => format!("make device {}", target.display()),
             Op::Symlink { target, .. } => format!("make symbolic link {}", target.display()),

@@ -21,6 +21,8 @@ pub(crate) struct Context<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) bundle: &'a Path,
     pub(crate) cgroup: &'a Cgroup,
+    /// Whether the cgroups are there already.
+    pub(crate) early: bool,
 }
 
 /// Makes the root file system's tree, detached.
@@ -73,17 +75,25 @@ fn set(
     mount::mount_setattr(tree.as_raw_fd(), c"", (libc::AT_EMPTY_PATH | all) as u32, set, clear, propagation, namespace)
 }
 
-/// Everything from the attached root to the finished tree.
-pub(crate) fn operations(context: &Context<'_>, root: &Fd) -> Result<Vec<Op>> {
+/// Operations that have a place of their own among the mounts.
+struct Due {
+    /// Joining the cgroups: before they are mounted.
+    join: Vec<Op>,
+    /// What is made read-only once all is in it.
+    late: Vec<Op>,
+}
+
+/// Everything from the attached root to the finished tree; `join` (the cgroups) is part of it.
+pub(crate) fn operations(context: &Context<'_>, root: &Fd, join: Vec<Op>) -> Result<Vec<Op>> {
     let mut ops = Vec::new();
-    let mut late = Vec::new();
+    let mut due = Due { join, late: Vec::new() };
     for entry in &context.spec.mounts {
-        mount_operations(context, root, entry, &mut ops, &mut late)?;
+        mount_operations(context, root, entry, &mut ops, &mut due)?;
     }
     if !binds_dev(context.spec) {
         ops.extend(device_operations(context)?);
     }
-    ops.extend(late);
+    ops.extend(due.late);
     for path in &context.spec.linux.readonly_paths {
         ops.push(Op::ReadonlyPath(Target::new(path)?));
     }
@@ -96,6 +106,7 @@ pub(crate) fn operations(context: &Context<'_>, root: &Fd) -> Result<Vec<Op>> {
     if context.spec.root.as_ref().is_some_and(|root| root.readonly) {
         ops.push(Op::Attributes { target: Target::new("/")?, set: mount::MOUNT_ATTR_RDONLY, recursive: false });
     }
+    ops.extend(due.join);
     Ok(ops)
 }
 
@@ -106,13 +117,7 @@ fn binds_dev(spec: &Spec) -> bool {
     })
 }
 
-fn mount_operations(
-    context: &Context<'_>,
-    root: &Fd,
-    entry: &Mount,
-    ops: &mut Vec<Op>,
-    late: &mut Vec<Op>,
-) -> Result<()> {
+fn mount_operations(context: &Context<'_>, root: &Fd, entry: &Mount, ops: &mut Vec<Op>, due: &mut Due) -> Result<()> {
     let options = Options::parse(&entry.options)
         .map_err(|error| Error::invalid("mounts", format!("{}: {error}", entry.destination)))?;
     if options.remount {
@@ -125,16 +130,16 @@ fn mount_operations(
         return Ok(());
     }
     match entry.kind.as_str() {
-        "cgroup" | "cgroup2" => cgroup_mounts(context, entry, &options, ops, late),
+        "cgroup" | "cgroup2" => cgroup_mounts(context, entry, &options, ops, due),
         "tmpfs" if options.copy_up => {
             ops.push(copied_tmpfs(root, entry, &options)?);
-            late.extend(late_read_only(entry, &options)?);
+            due.late.extend(late_read_only(entry, &options)?);
             Ok(())
         }
         kind => {
             ops.push(filesystem(kind, entry, &options)?);
             if kind == "tmpfs" {
-                late.extend(late_read_only(entry, &options)?);
+                due.late.extend(late_read_only(entry, &options)?);
             }
             Ok(())
         }
@@ -338,8 +343,9 @@ fn cgroup_mounts(
     entry: &Mount,
     options: &Options,
     ops: &mut Vec<Op>,
-    late: &mut Vec<Op>,
+    due: &mut Due,
 ) -> Result<()> {
+    ops.append(&mut due.join);
     let private = context.spec.namespace(NamespaceKind::Cgroup).is_some();
     if let (true, Some(path)) = (context.cgroup.is_v2(), &context.cgroup.unified) {
         ops.push(if private { filesystem("cgroup2", entry, options)? } else { cgroup_bind(path, entry, "", options)? });
@@ -353,15 +359,17 @@ fn cgroup_mounts(
         let name = hierarchy.mount_name();
         ops.push(if private {
             cgroup_view(entry, &hierarchy.controllers, name, options)?
-        } else {
+        } else if context.early {
             cgroup_bind(&hierarchy.path, entry, name, options)?
+        } else {
+            cgroup_bind_later(&hierarchy.path, entry, name, options)?
         });
         for alias in name.split(',').filter(|alias| *alias != name) {
             let target = Target::new(&format!("{}/{alias}", entry.destination))?;
             ops.push(Op::Symlink { target, content: c_string(name)? });
         }
     }
-    late.extend(late_read_only(entry, options)?);
+    due.late.extend(late_read_only(entry, options)?);
     Ok(())
 }
 
@@ -384,6 +392,13 @@ fn cgroup_bind(path: &Path, entry: &Mount, name: &str, options: &Options) -> Res
     set(&tree, false, options.attributes.set, options.attributes.clear, libc::MS_PRIVATE, None).map_err(failed)?;
     let target = Target::new(&format!("{}/{name}", entry.destination))?;
     Ok(Op::Attach { tree: Fd(tree.into_raw_fd()), target, file: false })
+}
+
+/// The same for a directory that is made while the process makes its mounts.
+fn cgroup_bind_later(path: &Path, entry: &Mount, name: &str, options: &Options) -> Result<Op> {
+    let target = Target::new(&format!("{}/{name}", entry.destination))?;
+    let Attributes { set, clear, .. } = options.attributes;
+    Ok(Op::AttachHosts { path: c_path(path)?, set, clear, target })
 }
 
 // --- /dev ---

@@ -163,6 +163,31 @@ fn a_mount_target_behind_a_symlink_stays_in_the_root() {
 }
 
 #[test]
+fn what_is_mounted_over_a_place_hides_what_was_made_there_before() {
+    let script = "ls /a/b /a/b/second /host/b";
+    for first in ["/a/b", "/link/b"] {
+        let mut bundle = Bundle::new(&["sh", "-c", script]);
+        let (host, below) = (bundle.directory.path().join("host"), bundle.directory.path().join("below"));
+        std::fs::create_dir_all(&host).unwrap();
+        std::fs::create_dir_all(below.join("b")).unwrap();
+        std::fs::write(host.join("file"), "").unwrap();
+        std::fs::create_dir_all(bundle.root().join("a/b")).unwrap();
+        std::os::unix::fs::symlink("/a", bundle.root().join("link")).unwrap();
+        for (destination, source) in [
+            (format!("{first}/first"), &host),
+            ("/a".into(), &below),
+            (format!("{first}/second"), &host),
+            ("/host".into(), &below),
+        ] {
+            let entry = json!({"destination": destination, "source": source, "options": ["bind"]});
+            push(&mut bundle.config["mounts"], entry);
+        }
+        let expected = "/a/b:\nsecond\n\n/a/b/second:\nfile\n\n/host/b:\nsecond\n";
+        assert_eq!(bundle.output(), expected, "{first}: the second place is made in what covers the first");
+    }
+}
+
+#[test]
 fn nothing_is_mounted_into_proc_by_a_trick() {
     for destination in ["/proc/sys", "/trick"] {
         let mut bundle = Bundle::new(&["true"]);
@@ -253,6 +278,24 @@ fn cgroup_views_show_the_container_as_root() {
     assert!(output.starts_with("1\n"), "{output}");
     let expected = if common::unified() { "memory.max" } else { "systemd" };
     assert!(output.contains(expected) && output.contains("Read-only"), "{output}");
+}
+
+#[test]
+fn without_a_cgroup_namespace_only_the_containers_cgroup_is_mounted() {
+    let pids = if common::unified() { "" } else { "/pids" };
+    let script = format!(
+        "grep -c . /sys/fs/cgroup{pids}/cgroup.procs; cat /proc/self/cgroup; mkdir /sys/fs/cgroup{pids}/x 2>&1"
+    );
+    let mut bundle = Bundle::new(&["sh", "-c", &script]);
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|entry| entry["type"] != "cgroup");
+    let options = json!(["ro", "nosuid", "noexec", "nodev"]);
+    let entry = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options});
+    push(&mut bundle.config["mounts"], entry);
+    let output = bundle.run().unwrap().0;
+    // The shell and what it started.
+    assert!(output.starts_with("2\n"), "{output}");
+    assert!(output.contains("Read-only") && output.contains(&common::cgroup_parent()), "{output}");
+    assert!(bundle.leftovers().is_empty());
 }
 
 #[test]
