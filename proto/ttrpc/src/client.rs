@@ -137,10 +137,12 @@ impl Client {
     }
 
     /// Waits until the connection is gone.
-    pub async fn closed(&self) {
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut closed = self.shared.closed.clone();
-        // An error means that the connection's task has ended, which is the same.
-        let _ = closed.wait_for(|closed| *closed).await;
+        async move {
+            // An error means that the connection's task has ended, which is the same.
+            let _ = closed.wait_for(|closed| *closed).await;
+        }
     }
 
     /// Ends the connection; calls in flight fail with `Unavailable`.

@@ -22,6 +22,9 @@ pub struct Answer {
 
 /// What our shim says of itself: it has the service `gantry.shim.v1.Extras`.
 pub(crate) const OURS: &str = "gantry.shim.v1";
+/// What our shim says of its verb `stay`: that it knows it, or that the process which answers is the one that serves.
+const STAY: &str = "gantry.shim.stay";
+const STAYS: &str = "here";
 /// Newest task API we know.
 const NEWEST: i32 = 3;
 
@@ -58,6 +61,16 @@ impl Answer {
     /// Whether the shim is ours: it keeps logs, and a pod's tasks have shims of their own.
     pub fn is_ours(&self) -> bool {
         self.metadata.contains_key(OURS)
+    }
+
+    /// Whether the shim can be started without another process.
+    pub(crate) fn can_stay(&self) -> bool {
+        self.metadata.contains_key(STAY)
+    }
+
+    /// Whether the process that answered is the one that serves.
+    pub(crate) fn stays(&self) -> bool {
+        self.metadata.get(STAY).is_some_and(|text| text == STAYS)
     }
 
     fn usable(mut self) -> std::result::Result<Answer, String> {

@@ -165,8 +165,11 @@ impl Bundle {
         if !self.path.exists() {
             return clear(&self.work);
         }
-        // Never delete through a mount that could not be taken away.
-        gantry_mount::unmount_recursive(&self.rootfs(), Unmount::LAZY)?;
+        // Never delete through a mount that could not be taken away. The kernel removes an empty directory only where
+        // nothing is mounted, which spares us the mount table.
+        if fs::remove_dir(self.rootfs()).is_err() {
+            gantry_mount::unmount_recursive(&self.rootfs(), Unmount::LAZY)?;
+        }
         // The bundle is what the next start finds: it goes last.
         clear(&self.work)?;
         let doomed = self.doomed();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -75,8 +75,15 @@ impl Run<'_> {
     }
 
     fn command(&self, config: &Config, namespace: &str) -> Command {
-        let mut command = Command::new(self.binary);
-        command.args(&self.args).stdin(Stdio::piped()).process_group(0).kill_on_drop(true);
+        let mut command = Command::from(self.plain(self.binary, config, namespace));
+        command.stdin(Stdio::piped()).process_group(0).kill_on_drop(true);
+        command
+    }
+
+    /// The command with its arguments and environment; `program` is how the binary is reached.
+    pub(crate) fn plain(&self, program: &Path, config: &Config, namespace: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(program);
+        command.arg0(self.binary).args(&self.args);
         command.env("GOMAXPROCS", "2").env("MAX_SHIM_VERSION", "2").env("NAMESPACE", namespace);
         command.env("TTRPC_ADDRESS", &config.ttrpc_address).env("GRPC_ADDRESS", &config.address);
         command.envs(config.environment.iter().map(|(k, v)| (k, v)));
@@ -123,12 +130,16 @@ impl Run<'_> {
             Ok(status) => status.map_err(Error::io("wait for", self.binary)),
             Err(_) => {
                 kill_group(group);
-                Err(Error::VerbTimeout { binary: self.binary.to_owned(), verb: self.verb, limit: self.limit })
+                Err(self.too_long())
             }
         }
     }
 
-    fn judge(&self, status: ExitStatus, answer: Vec<u8>, said: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn too_long(&self) -> Error {
+        Error::VerbTimeout { binary: self.binary.to_owned(), verb: self.verb, limit: self.limit }
+    }
+
+    pub(crate) fn judge(&self, status: ExitStatus, answer: Vec<u8>, said: &[u8]) -> Result<Vec<u8>> {
         if status.success() {
             return Ok(answer);
         }
@@ -144,7 +155,7 @@ fn kill_group(leader: Option<u32>) {
     }
 }
 
-async fn read_combined(output: &mut pipe::Receiver, printed: &mut Vec<u8>) {
+pub(crate) async fn read_combined(output: &mut pipe::Receiver, printed: &mut Vec<u8>) {
     let mut chunk = [0; 4096];
     while let Ok(n @ 1..) = output.read(&mut chunk).await {
         keep(&chunk[..n], printed);

@@ -20,6 +20,7 @@ mod restore;
 mod sandbox;
 mod shim;
 mod shims;
+mod stay;
 
 pub use answer::Answer;
 pub use bundle::{Bundle, BundleSpec};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use gantry_ttrpc::pb::containerd::types::RuntimeInfo;
 use gantry_ttrpc::{Address, Client};
@@ -19,6 +19,7 @@ use crate::log::LogReader;
 use crate::params::{Form, stdin_of};
 use crate::resolve::Resolver;
 use crate::shim::{Parts, remove, run_delete};
+use crate::stay::{self, Starting, Version};
 use crate::{Answer, Bundle, BundleSpec, Calls, Config, Deadlines, Error, Forwarded, Result, Shim};
 
 /// The shims. Clones are the same.
@@ -28,6 +29,8 @@ pub struct Shims {
     resolver: Arc<RwLock<Resolver>>,
     /// Binaries that took the bootstrap parameters for their options: they get the older form at once.
     old_form: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Binaries that said that they can be started without another process, with what they were then.
+    can_stay: Arc<Mutex<HashMap<PathBuf, Version>>>,
     /// Whether a binary is our shim.
     ours: Arc<Mutex<HashMap<PathBuf, bool>>>,
     _intake: Arc<Intake>,
@@ -61,6 +64,7 @@ impl Shims {
             config: Arc::new(config),
             resolver: Arc::new(RwLock::new(resolver)),
             old_form: Arc::default(),
+            can_stay: Arc::default(),
             ours: Arc::default(),
             _intake: Arc::new(intake),
         };
@@ -139,20 +143,49 @@ impl Shims {
 
     async fn start(&self, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Shim> {
         let log = LogReader::open(bundle, launch.namespace, launch.id);
-        let answer = self.run_start(launch, binary, bundle).await?;
+        let (answer, starting) = self.run_start(launch, binary, bundle).await?;
         bundle.note_start(binary, &answer)?;
         let calls = connect(launch.id, &answer, self.config.deadlines).await?;
+        if let Some(starting) = starting {
+            starting.settle(calls.client().closed());
+        }
         let parts = Parts { binary: binary.to_owned(), bundle: bundle.clone(), answer, calls, log };
         Ok(Shim::new(&self.config, (launch.namespace, launch.id), parts))
     }
 
-    async fn run_start(&self, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Answer> {
-        let known = self.old_form.lock().unwrap_or_else(PoisonError::into_inner).contains(binary);
+    async fn run_start(
+        &self,
+        launch: Launch<'_>,
+        binary: &Path,
+        bundle: &Bundle,
+    ) -> Result<(Answer, Option<Starting>)> {
+        let version = stay::version(binary);
+        let known = lock(&self.can_stay).get(binary).copied();
+        if known.is_some() && known == version {
+            let run = self.run_of("stay", Form::Bootstrap, launch, binary, bundle);
+            if stay::fits(&run.stdin) {
+                return stay::run(run, &self.config, launch.namespace).await;
+            }
+        }
+        let answer = self.run_apart(launch, binary, bundle).await?;
+        if let (true, Some(version)) = (answer.can_stay(), version) {
+            lock(&self.can_stay).insert(binary.to_owned(), version);
+        }
+        Ok((answer, None))
+    }
+
+    /// The verb `start`, as all shims know it.
+    async fn run_apart(&self, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Answer> {
+        let start = async |form| {
+            let run = self.run_of("start", form, launch, binary, bundle);
+            run.combined(&self.config, launch.namespace).await
+        };
+        let known = lock(&self.old_form).contains(binary);
         let form = if known { Form::Options } else { Form::of(binary) };
-        let output = match self.start_with(form, launch, binary, bundle).await {
+        let output = match start(form).await {
             Err(Error::Verb { output, .. }) if form == Form::Bootstrap && Form::was_misread(&output) => {
-                let output = self.start_with(Form::Options, launch, binary, bundle).await?;
-                self.old_form.lock().unwrap_or_else(PoisonError::into_inner).insert(binary.to_owned());
+                let output = start(Form::Options).await?;
+                lock(&self.old_form).insert(binary.to_owned());
                 output
             }
             output => output?,
@@ -160,14 +193,19 @@ impl Shims {
         Answer::parse(&output).map_err(|reason| Error::Answer { binary: binary.to_owned(), reason })
     }
 
-    async fn start_with(&self, form: Form, launch: Launch<'_>, binary: &Path, bundle: &Bundle) -> Result<Vec<u8>> {
+    fn run_of<'a>(
+        &self,
+        verb: &'static str,
+        form: Form,
+        launch: Launch<'_>,
+        binary: &'a Path,
+        bundle: &'a Bundle,
+    ) -> Run<'a> {
         let config = &*self.config;
         let mut args = Run::common_args(config, launch.namespace, launch.id);
-        args.push("start".into());
+        args.push(verb.into());
         let stdin = stdin_of(form, config, launch.namespace, launch.id, launch.options);
-        let limit = config.deadlines.start;
-        let run = Run { binary, verb: "start", args, directory: Some(bundle.path()), stdin, limit };
-        run.combined(config, launch.namespace).await
+        Run { binary, verb, args, directory: Some(bundle.path()), stdin, limit: config.deadlines.start }
     }
 
     /// Whether a runtime's shim is ours, which keeps logs by itself. One that does not say what it is is not.
@@ -176,12 +214,12 @@ impl Shims {
     /// [`Error::RuntimeName`], [`Error::NoBinary`].
     pub async fn is_ours(&self, runtime: &str, options: Option<&Any>) -> Result<bool> {
         let binary = self.binary(runtime)?;
-        if let Some(known) = self.ours.lock().unwrap_or_else(PoisonError::into_inner).get(&binary) {
+        if let Some(known) = lock(&self.ours).get(&binary) {
             return Ok(*known);
         }
         let info = self.info(runtime, options).await;
         let ours = info.is_ok_and(|info| info.annotations.contains_key(OURS));
-        self.ours.lock().unwrap_or_else(PoisonError::into_inner).insert(binary, ours);
+        lock(&self.ours).insert(binary, ours);
         Ok(ours)
     }
 
@@ -199,6 +237,10 @@ impl Shims {
         RuntimeInfo::decode(output.as_slice())
             .map_err(|error| Error::Answer { binary: binary.clone(), reason: format!("-info: {error}") })
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Connects to a started shim.

@@ -7,8 +7,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use gantry_mount::sys as mount;
-
 use crate::create;
 use crate::sys::Fd;
 
@@ -21,10 +19,7 @@ pub fn program() -> Option<OwnedFd> {
     if status.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY) {
         return None;
     }
-    let tree = mount::open_tree(mount::CWD, c"/proc/self/exe", mount::OPEN_TREE_CLONE).ok()?;
-    let flags = mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NOSUID;
-    let empty = libc::AT_EMPTY_PATH as u32;
-    mount::mount_setattr(tree.as_raw_fd(), c"", empty, flags, 0, libc::MS_PRIVATE, None).ok()?;
+    let tree = gantry_mount::sealed(c"/proc/self/exe").ok()?;
     // Out of the way of the numbers that a new process may be given.
     let above = nix::fcntl::fcntl(&tree, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64)).ok()?;
     Some(create::own(Fd(above)))

@@ -9,6 +9,8 @@ use crate::Error;
 pub enum Verb {
     /// Make a serving shim and print its address.
     Start,
+    /// The same in one process, for a daemon that knows this shim: it prints its address and serves on.
+    Stay,
     /// Clear up after a container whose shim is gone.
     Delete,
     /// Serve, on the listening socket at descriptor 3.
@@ -134,8 +136,9 @@ impl Args {
 fn verb(word: &str) -> Result<Verb, Error> {
     match word {
         "start" => Ok(Verb::Start),
+        "stay" => Ok(Verb::Stay),
         "delete" => Ok(Verb::Delete),
-        _ => Err(Error::usage(format!("unknown verb {word:?}: start and delete are known"))),
+        _ => Err(Error::usage(format!("unknown verb {word:?}: start, stay and delete are known"))),
     }
 }
 
@@ -155,6 +158,7 @@ mod tests {
         assert!(args.debug);
         let delete = parse("--namespace=x --id=c --bundle=/b -socket s delete").unwrap();
         assert_eq!((delete.verb, delete.bundle), (Verb::Delete, Some(PathBuf::from("/b"))));
+        assert_eq!(parse("-namespace x -id c stay").unwrap().verb, Verb::Stay);
         assert_eq!(parse("-namespace x -id c").unwrap().verb, Verb::Serve);
         assert_eq!(parse("-info").unwrap().verb, Verb::Info);
         assert_eq!(parse("-v").unwrap().verb, Verb::Version);

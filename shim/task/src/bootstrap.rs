@@ -20,6 +20,8 @@ const MAX_SOCKET_DIR: usize = 42;
 /// Says in the answer that this shim has the service `gantry.shim.v1.Extras`, and that a pod's tasks have shims of their
 /// own.
 const EXTRAS: &str = "gantry.shim.v1";
+/// Says in the answer that this shim knows the verb `stay`; to that, that the process which answers is the one that serves.
+const STAY: &str = "gantry.shim.stay";
 /// The annotation by which containers ask to share a shim.
 const GROUP: &str = "io.containerd.runc.v2.group";
 
@@ -78,13 +80,15 @@ impl Bootstrap {
         })
     }
 
-    /// The answer: where to reach the shim, and how.
-    pub fn answer(&self, socket: &Path) -> Vec<u8> {
+    /// The answer: where to reach the shim, and how. `stays`: by this very process.
+    pub fn answer(&self, socket: &Path, stays: bool) -> Vec<u8> {
         let address = format!("unix://{}", socket.display());
         match self.form {
             Form::Message => {
                 let protocol = "ttrpc".to_owned();
-                let metadata = [(EXTRAS.to_owned(), "1".to_owned())].into();
+                let stay = if stays { "here" } else { "known" };
+                let metadata = [(EXTRAS, "1"), (STAY, stay)].map(|(key, value)| (key.to_owned(), value.to_owned()));
+                let metadata = metadata.into();
                 BootstrapResult { version: VERSION, address, protocol, metadata, ..BootstrapResult::default() }
                     .encode_to_vec()
             }
@@ -147,7 +151,7 @@ mod tests {
         assert_eq!(bootstrap.runc_options().unwrap().binary_name, "runc");
         let socket = bootstrap.socket(&args(), "c1");
         assert!(socket.starts_with("/run/x") && socket.as_os_str().len() < 108);
-        let answer = BootstrapResult::decode(bootstrap.answer(&socket).as_slice()).unwrap();
+        let answer = BootstrapResult::decode(bootstrap.answer(&socket, false).as_slice()).unwrap();
         assert_eq!((answer.version, answer.address), (3, format!("unix://{}", socket.display())));
     }
 
@@ -156,7 +160,7 @@ mod tests {
         for (stdin, count) in [(options().encode_to_vec(), 1), (Vec::new(), 0)] {
             let bootstrap = Bootstrap::read(&stdin, &args()).unwrap();
             assert_eq!((bootstrap.form, bootstrap.options.len()), (Form::Json, count));
-            let answer: serde_json::Value = serde_json::from_slice(&bootstrap.answer(Path::new("/s"))).unwrap();
+            let answer: serde_json::Value = serde_json::from_slice(&bootstrap.answer(Path::new("/s"), false)).unwrap();
             assert_eq!(answer, serde_json::json!({"version": 3, "address": "unix:///s", "protocol": "ttrpc"}));
         }
     }

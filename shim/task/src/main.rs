@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use gantry_task::args::{Args, Verb};
+use gantry_task::serve::Server;
 use gantry_task::{Error, delete, info, keep_log, serve, start};
 
 /// Keeps what it has freed for the next: musl's own gives pages back to the kernel and asks for others all the time,
@@ -27,6 +28,7 @@ fn run() -> Result<Vec<u8>, Error> {
     let args = Args::parse(std::env::args().skip(1))?;
     match args.verb {
         Verb::Start => start::run(&args),
+        Verb::Stay => start::stay(&args)?.map_or(Ok(()), Server::run).map(|()| Vec::new()),
         Verb::Delete => delete::run(&args),
         Verb::Serve => serve::run(&args).map(|()| Vec::new()),
         Verb::Info => info::run(),

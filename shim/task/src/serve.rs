@@ -1,8 +1,9 @@
 //! The loop: waits once for everything, and hands each ready descriptor to whom it concerns. Nothing else waits.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -24,23 +25,14 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// How often a shim that holds nothing looks whether its bundle is still there.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Serves until asked to end.
+/// Serves on the inherited socket until asked to end.
 ///
 /// # Errors
 /// When the socket was not inherited, or the kernel refuses the means to wait.
 pub fn run(args: &Args) -> Result<(), Error> {
-    // The kernel names a process after the file that it was executed by, which was a descriptor's number.
-    let _ = nix::sys::prctl::set_name(c"containerd-shim-gantry-v1");
     let socket = sys::inherited(LISTENER_FD).map_err(|error| Error::system("take over the socket", error))?;
-    let listener =
-        Listener::new(socket, nix::unistd::geteuid().as_raw()).map_err(|error| Error::system("listen", error))?;
-    let mut server = Server::new(args, listener)?;
-    server.run()?;
-    if !args.socket.is_empty() {
-        // Nobody will answer there any more.
-        let _ = std::fs::remove_file(&args.socket);
-    }
-    Ok(())
+    let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
+    Server::new(args, socket, PathBuf::from(&args.socket), address.as_deref())?.run()
 }
 
 struct Peer {
@@ -48,7 +40,10 @@ struct Peer {
     interest: Interest,
 }
 
-struct Server {
+/// A shim that is ready to serve.
+pub struct Server {
+    /// Where it is reached; empty when nobody said.
+    socket: PathBuf,
     poller: Rc<Poller>,
     listener: Listener,
     signals: Signals,
@@ -61,20 +56,32 @@ struct Server {
 }
 
 impl Server {
-    fn new(args: &Args, listener: Listener) -> Result<Server, Error> {
+    /// A server on a listening socket. `address`: the daemon's socket for events.
+    ///
+    /// # Errors
+    /// When the kernel refuses the means to wait.
+    pub fn new(args: &Args, listener: OwnedFd, socket: PathBuf, address: Option<&str>) -> Result<Server, Error> {
+        // The kernel names a process after the file that it was executed by, which was a descriptor's number.
+        let _ = nix::sys::prctl::set_name(c"containerd-shim-gantry-v1");
+        let listener = Listener::new(listener, nix::unistd::geteuid().as_raw());
+        let listener = listener.map_err(|error| Error::system("listen", error))?;
         let poller = Rc::new(Poller::new()?);
         let signals = Signals::new()?;
         poller.add(&listener, Token::Listener, Interest::READ)?;
         poller.add(&signals, Token::Signals, Interest::READ)?;
-        let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
-        let address = address.map(|address| Address::of_path(&address));
+        let address = address.map(Address::of_path);
         let publisher = Publisher::new(Rc::clone(&poller), args.namespace.clone(), address);
         let supervisor = Supervisor::new(Rc::clone(&poller), args.namespace.clone(), publisher);
         let look = Instant::now() + LOOK;
-        Ok(Server { poller, listener, signals, peers: BTreeMap::new(), next_peer: 0, supervisor, ending: None, look })
+        let (peers, ending) = (BTreeMap::new(), None);
+        Ok(Server { socket, poller, listener, signals, peers, next_peer: 0, supervisor, ending, look })
     }
 
-    fn run(&mut self) -> Result<(), Error> {
+    /// Serves until asked to end.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait.
+    pub fn run(mut self) -> Result<(), Error> {
         let mut ready = Vec::new();
         while !self.may_end() {
             let look = self.supervisor.holds_nothing().then_some(self.look);
@@ -86,6 +93,10 @@ impl Server {
             self.supervisor.tick(Instant::now());
             self.deliver_waited();
             self.look_for_bundle();
+        }
+        if !self.socket.as_os_str().is_empty() {
+            // Nobody will answer there any more.
+            let _ = std::fs::remove_file(&self.socket);
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! The verb `start`: makes the process that serves, away from the daemon, and says where it is reached.
+//! The verbs `start` and `stay`: the first makes the process that serves, away from the daemon, the second becomes it.
+//! Both say where it is reached.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use crate::args::Args;
 use crate::bootstrap::{Bootstrap, group};
 use crate::bundle::Bundle;
+use crate::serve::Server;
 use crate::{Error, cgroup, stale, sys};
 
 /// Longest message on stdin.
@@ -34,52 +36,113 @@ const ENDING: Duration = Duration::from_secs(1);
 /// # Errors
 /// What stands in the way; nothing keeps running then.
 pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
-    let bootstrap = Bootstrap::read(&stdin()?, args)?;
-    let directory = std::env::current_dir().map_err(|error| Error::system("getcwd", error))?;
-    let bundle = Bundle::new(&directory);
-    let group = group(&annotations(&directory)?, &args.id);
-    let socket = bootstrap.socket(args, &group);
-    make_directory(&socket)?;
-    // Two starts of one group must not both find nobody there. A container alone is started once.
-    let _lock = if group == args.id { None } else { Some(lock(&socket)?) };
-    if let Some(options) = bootstrap.runc_options().filter(|options| *options != Options::default()) {
-        bundle.write_options(&options)?;
-    }
-    if is_alive(&socket) {
-        bundle.write_address(&socket)?;
-    } else {
-        serve(args, &bootstrap, &bundle, &socket)?;
-    }
-    Ok(bootstrap.answer(&socket))
+    let start = Start::read(args)?;
+    let _lock = start.lock()?;
+    start.elsewhere()
 }
 
-fn serve(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path) -> Result<(), Error> {
-    let listener = listen(socket)?;
-    let spawned = spawn(args, bootstrap, bundle, socket, &listener);
-    let noted = spawned.and_then(|pid| {
-        prefer_for_oom(pid);
-        let shim = stale::Identity::of(pid);
-        let noted = shim.map_or(Ok(()), |shim| bundle.write_shim(shim)).and_then(|()| bundle.write_address(socket));
-        // The bundle may have been cleared away meanwhile: then nobody waits for this shim.
-        if let (Some(shim), Err(_)) = (shim, &noted) {
-            shim.end(ENDING);
-        }
-        noted.map(|()| pid)
-    });
-    match noted {
-        Ok(pid) => {
-            if let Some(options) = bootstrap.runc_options()
-                && !options.shim_cgroup.is_empty()
-            {
-                cgroup::join(&options.shim_cgroup, pid);
-            }
-            Ok(())
-        }
-        Err(error) => {
-            let _ = fs::remove_file(socket);
-            Err(error)
-        }
+/// The same without another process: returns the server, once its address is printed. None where another process serves
+/// after all: the one of the group, or one that is made because this one's program could be written by a container.
+///
+/// # Errors
+/// What stands in the way.
+pub fn stay(args: &Args) -> Result<Option<Server>, Error> {
+    sys::take_leave();
+    let start = Start::read(args)?;
+    let _lock = start.lock()?;
+    if is_alive(&start.socket) || gantry_runtime::sealed::program().is_some() {
+        return print(&start.elsewhere()?).map(|()| None);
     }
+    let listener = listen(&start.socket)?;
+    start.note(std::process::id()).and_then(|()| start.become_server(listener)).map(Some).inspect_err(|_| {
+        let _ = fs::remove_file(&start.socket);
+    })
+}
+
+/// What a start is about.
+struct Start<'a> {
+    args: &'a Args,
+    bootstrap: Bootstrap,
+    bundle: Bundle,
+    /// The containers that share the shim.
+    group: String,
+    socket: PathBuf,
+}
+
+impl Start<'_> {
+    fn read(args: &Args) -> Result<Start<'_>, Error> {
+        let bootstrap = Bootstrap::read(&stdin()?, args)?;
+        let directory = std::env::current_dir().map_err(|error| Error::system("getcwd", error))?;
+        let group = group(&annotations(&directory)?, &args.id);
+        let socket = bootstrap.socket(args, &group);
+        make_directory(&socket)?;
+        let bundle = Bundle::new(&directory);
+        if let Some(options) = bootstrap.runc_options().filter(|options| *options != Options::default()) {
+            bundle.write_options(&options)?;
+        }
+        Ok(Start { args, bootstrap, bundle, group, socket })
+    }
+
+    /// Two starts of one group must not both find nobody there. A container alone is started once.
+    fn lock(&self) -> Result<Option<Flock<File>>, Error> {
+        if self.group == self.args.id { Ok(None) } else { lock(&self.socket).map(Some) }
+    }
+
+    /// Has another process serve, if none does. Returns what to print.
+    fn elsewhere(&self) -> Result<Vec<u8>, Error> {
+        if is_alive(&self.socket) {
+            self.bundle.write_address(&self.socket)?;
+        } else {
+            self.serve_apart()?;
+        }
+        Ok(self.bootstrap.answer(&self.socket, false))
+    }
+
+    fn serve_apart(&self) -> Result<(), Error> {
+        let listener = listen(&self.socket)?;
+        let spawned = spawn(self.args, &self.bootstrap, &self.bundle, &self.socket, &listener);
+        let noted = spawned.and_then(|pid| {
+            let noted = self.note(pid);
+            // The bundle may have been cleared away meanwhile: then nobody waits for this shim.
+            if let (Some(shim), Err(_)) = (stale::Identity::of(pid), &noted) {
+                shim.end(ENDING);
+            }
+            noted
+        });
+        noted.inspect_err(|_| {
+            let _ = fs::remove_file(&self.socket);
+        })
+    }
+
+    /// Says to whoever comes after it which process the shim is, and where.
+    fn note(&self, pid: u32) -> Result<(), Error> {
+        prefer_for_oom(pid);
+        if let Some(shim) = stale::Identity::of(pid) {
+            self.bundle.write_shim(shim)?;
+            self.bundle.write_address(&self.socket)?;
+        }
+        if let Some(options) = self.bootstrap.runc_options().filter(|options| !options.shim_cgroup.is_empty()) {
+            cgroup::join(&options.shim_cgroup, pid);
+        }
+        Ok(())
+    }
+
+    /// Prints the address and leaves the daemon's streams.
+    fn become_server(&self, listener: OwnedFd) -> Result<Server, Error> {
+        let answer = self.bootstrap.answer(&self.socket, true);
+        // Ready before it is said.
+        let address = Some(&self.bootstrap.ttrpc_address).filter(|address| !address.is_empty());
+        let server = Server::new(self.args, listener, self.socket.clone(), address.map(String::as_str))?;
+        print(&answer)?;
+        sys::replace_streams(log_fifo(&self.bundle))
+            .map_err(|error| Error::system("leave the daemon's streams", error))?;
+        Ok(server)
+    }
+}
+
+fn print(answer: &[u8]) -> Result<(), Error> {
+    let mut stdout = io::stdout();
+    stdout.write_all(answer).and_then(|()| stdout.flush()).map_err(|error| Error::system("print the address", error))
 }
 
 /// Its own session, and orphaned as soon as this process ends: nothing ties it to the daemon.
@@ -98,7 +161,8 @@ fn spawn(args: &Args, bootstrap: &Bootstrap, bundle: &Bundle, socket: &Path, lis
     if !bootstrap.ttrpc_address.is_empty() {
         command.env("TTRPC_ADDRESS", &bootstrap.ttrpc_address);
     }
-    command.current_dir(bundle.dir()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_fifo(bundle));
+    command.current_dir(bundle.dir()).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(log_fifo(bundle).map_or_else(Stdio::null, Stdio::from));
     sys::detach(&mut command, &[listener.as_fd()]);
     let child = command.spawn().map_err(|error| Error::file("execute", &program, error))?;
     Ok(child.id())
@@ -162,10 +226,9 @@ fn listen(socket: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// The fifo that the daemon reads warnings from. It is held by both ends, so that no write fails when the daemon goes.
-fn log_fifo(bundle: &Bundle) -> Stdio {
+fn log_fifo(bundle: &Bundle) -> Option<File> {
     let path = bundle.dir().join("log");
-    let fifo = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-    fifo.map_or_else(|_| Stdio::null(), Stdio::from)
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path).ok()
 }
 
 /// The kernel shall take the shim before the daemon, by one point. Refusals are no failure: scores only rise unprivileged.

@@ -1,5 +1,6 @@
 //! The few system calls for which neither the standard library nor nix has a safe form. The only `unsafe` of the shim.
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -58,6 +59,29 @@ fn bind_to(parent: u32) -> io::Result<()> {
     // SAFETY: takes no arguments. The parent may have died before it was asked to be watched.
     if unsafe { libc::getppid() }.cast_unsigned() != parent {
         return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+/// Makes this process, whose parent is the daemon, lead a session of its own, and lets go of what the daemon left open
+/// by mistake. Only to be called first of all.
+pub fn take_leave() {
+    // SAFETY: setsid takes no arguments; it fails only for a process group leader, which then stays one.
+    unsafe { libc::setsid() };
+    // SAFETY: nothing was opened yet, so no owner of a descriptor is cheated; a kernel without the call leaves them.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+}
+
+/// Puts the null device in place of this process's stdin and stdout, and a log, or the null device, in place of stderr.
+///
+/// # Errors
+/// When there is no null device.
+pub fn replace_streams(log: Option<File>) -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let log = log.as_ref().unwrap_or(&null);
+    for (target, source) in [&null, &null, log].into_iter().enumerate() {
+        // SAFETY: the standard streams are open for the process's life; what they lead to is nobody's invariant.
+        check(unsafe { libc::dup2(source.as_raw_fd(), i32::try_from(target).unwrap_or(0)) })?;
     }
     Ok(())
 }

@@ -13,12 +13,16 @@ use harness::{Container, Kind, SOON, World, is_alive, reader, run_shim, runc, wr
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Every test once for each runtime.
+/// Every test once for each runtime, and for both ways to start our own.
 macro_rules! for_each_runtime {
     ($($name:ident),* $(,)?) => {
         mod builtin { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::$name(super::Kind::Builtin).await; }
+        )* }
+        mod staying { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Kind::Staying).await; }
         )* }
         mod by_runc { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,7 +72,7 @@ async fn a_container_runs_and_its_exit_is_told_in_order(kind: Kind) {
     let (out, err) = (reader(out), reader(err));
     assert_eq!(container.state("").await.unwrap().status(), Phase::Created);
     let host_mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    if kind == Kind::Builtin {
+    if kind != Kind::Runc {
         assert!(
             !host_mounts.contains(&world.dir.path().display().to_string()),
             "nothing is mounted in the host's table"
@@ -212,7 +216,7 @@ async fn a_stopped_shim_is_cleared_up_after(kind: Kind) {
 }
 
 async fn a_shim_killed_at_any_moment_leaves_nothing(kind: Kind) {
-    let (step, most) = if kind == Kind::Builtin { (400, 12_000) } else { (9_000, 80_000) };
+    let (step, most) = if kind != Kind::Runc { (400, 12_000) } else { (9_000, 80_000) };
     for delay in (0..most).step_by(step) {
         let world = World::new(kind);
         let container = world.shim("c", world.bundle("c", &["/bin/sleep", "1000"], |_| {})).await;
@@ -376,7 +380,7 @@ async fn many_executions_leave_nothing(kind: Kind) {
     container.start("").await.unwrap();
     let shim = container.shim_pid().await;
     let descriptors = || std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
-    let rounds = if kind == Kind::Builtin { 100 } else { 8 };
+    let rounds = if kind != Kind::Runc { 100 } else { 8 };
     let mut before = 0;
     for round in 0..rounds {
         let name = format!("e{round}");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -38,6 +39,8 @@ const TASK: &str = "containerd.task.v3.Task";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Builtin,
+    /// The built-in one, in a shim that our own daemon started: without a process in between.
+    Staying,
     Runc,
 }
 
@@ -177,7 +180,8 @@ impl World {
             socket_dir: Some(self.dir.path().join("s").display().to_string()),
             ..BootstrapParams::default()
         };
-        let answer = run_shim(id, &bundle, &["start"], &params.encode_to_vec());
+        let start = if self.kind == Kind::Staying { run_staying } else { run_start };
+        let answer = start(id, &bundle, &params.encode_to_vec());
         let result = BootstrapResult::decode(answer.as_slice()).unwrap();
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
         let address = Address::of_shim(&result.address);
@@ -302,7 +306,7 @@ impl Container {
 
     fn options(&self) -> Option<Any> {
         let runc = match self.kind {
-            Kind::Builtin => return None,
+            Kind::Builtin | Kind::Staying => return None,
             Kind::Runc => runc().unwrap().display().to_string(),
         };
         let root = self.bundle.join("runc").display().to_string();
@@ -421,10 +425,33 @@ pub fn process(args: &[&str]) -> Value {
 }
 
 /// Runs the shim's binary as a daemon does, and returns what it printed.
-pub fn run_shim(id: &str, bundle: &Path, verb: &[&str], stdin: &[u8]) -> Vec<u8> {
-    let mut command = Command::new(shim());
+fn command(program: &Path, id: &str, bundle: &Path, verb: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(["-namespace", NAMESPACE, "-address", "/run/none.sock", "-publish-binary", "/bin/true", "-id", id]);
     command.args(verb).current_dir(bundle).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run_start(id: &str, bundle: &Path, stdin: &[u8]) -> Vec<u8> {
+    run_shim(id, bundle, &["start"], stdin)
+}
+
+/// The verb `stay`, of a program that no container can write: the process goes on when it has answered.
+fn run_staying(id: &str, bundle: &Path, stdin: &[u8]) -> Vec<u8> {
+    let path = std::ffi::CString::new(shim().into_os_string().into_encoded_bytes()).unwrap();
+    let sealed = gantry_mount::sealed(&path).unwrap();
+    let program = PathBuf::from(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
+    let mut child = command(&program, id, bundle, &["stay"]).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    let mut answer = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut answer).unwrap();
+    // As the daemon does, or it would stay in the process table.
+    std::thread::spawn(move || child.wait());
+    answer
+}
+
+pub fn run_shim(id: &str, bundle: &Path, verb: &[&str], stdin: &[u8]) -> Vec<u8> {
+    let mut command = command(&shim(), id, bundle, verb);
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(stdin).unwrap();
     let output = child.wait_with_output().unwrap();
