@@ -69,6 +69,17 @@ impl Lab {
         std::fs::remove_file(&image).expect("remove the image's name");
     }
 
+    /// Makes a directory of the laboratory that lies in memory, as `/run` does, where daemons keep their state by default.
+    /// It goes with the namespace.
+    ///
+    /// # Panics
+    /// When it cannot be made or mounted.
+    pub fn in_memory(&self, name: &str) {
+        let path = self.path(name);
+        std::fs::create_dir_all(&path).expect("make a directory");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).expect("mount a tmpfs");
+    }
+
     /// The laboratory's directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -92,8 +92,7 @@ impl Bundle {
     /// # Errors
     /// [`Error::BundleExists`], [`Error::Io`].
     pub(crate) fn create(&self, spec: BundleSpec<'_>) -> Result<()> {
-        make_parents(&self.path)?;
-        match DirBuilder::new().mode(0o700).create(&self.path) {
+        match make(&self.path, 0o700) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::BundleExists { path: self.path.clone() });
             }
@@ -114,9 +113,8 @@ impl Bundle {
         }
         let rootfs = self.rootfs();
         DirBuilder::new().mode(0o711).create(&rootfs).map_err(Error::io("create", &rootfs))?;
-        make_parents(&self.work)?;
         clear(&self.work)?;
-        DirBuilder::new().mode(0o711).create(&self.work).map_err(Error::io("create", &self.work))?;
+        make(&self.work, 0o711).map_err(Error::io("create", &self.work))?;
         let link = self.path.join("work");
         symlink(&self.work, &link).map_err(Error::io("link", &link))?;
         let log = self.log();
@@ -184,9 +182,16 @@ impl Bundle {
     }
 }
 
-fn make_parents(path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(path);
-    DirBuilder::new().recursive(true).mode(0o711).create(parent).map_err(Error::io("create", parent))
+/// Makes a directory, and those above it where they are missing.
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    let make = || DirBuilder::new().mode(mode).create(path);
+    match (make(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+            make()
+        }
+        (made, _) => made,
+    }
 }
 
 /// Removes a directory with all that is in it, if it is there.

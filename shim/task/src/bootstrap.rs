@@ -23,7 +23,7 @@ const EXTRAS: &str = "gantry.shim.v1";
 /// Says in the answer that this shim knows the verb `stay`; to that, that the process which answers is the one that serves.
 const STAY: &str = "gantry.shim.stay";
 /// The annotation by which containers ask to share a shim.
-const GROUP: &str = "io.containerd.runc.v2.group";
+pub(crate) const GROUP: &str = "io.containerd.runc.v2.group";
 
 /// Which form the daemon speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

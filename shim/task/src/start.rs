@@ -17,7 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 
 use crate::args::Args;
-use crate::bootstrap::{Bootstrap, group};
+use crate::bootstrap::{Bootstrap, GROUP, group};
 use crate::bundle::Bundle;
 use crate::serve::Server;
 use crate::{Error, cgroup, stale, sys};
@@ -194,6 +194,10 @@ fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>, Error> {
     let size = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_CONFIG));
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64);
     file.take(MAX_CONFIG).read_to_end(&mut bytes).map_err(|error| Error::file("read", &path, error))?;
+    // Few have the one annotation that counts here, and what is wrong with a configuration is told when it is used.
+    if !bytes.windows(GROUP.len()).any(|window| window == GROUP.as_bytes()) {
+        return Ok(BTreeMap::new());
+    }
     let config: Config = serde_json::from_slice(&bytes).map_err(|error| Error::file("decode", &path, error))?;
     Ok(config.annotations.unwrap_or_default())
 }
@@ -211,7 +215,7 @@ fn lock(socket: &Path) -> Result<Flock<File>, Error> {
 }
 
 fn is_alive(socket: &Path) -> bool {
-    UnixStream::connect(socket).is_ok()
+    socket.exists() && UnixStream::connect(socket).is_ok()
 }
 
 fn listen(socket: &Path) -> Result<OwnedFd, Error> {
@@ -263,7 +267,10 @@ mod tests {
         assert!(annotations(dir.path()).unwrap().is_empty());
         fs::write(dir.path().join("config.json"), r#"{"annotations":null}"#).unwrap();
         assert!(annotations(dir.path()).unwrap().is_empty());
-        fs::write(dir.path().join("config.json"), "{").unwrap();
+        let asks = format!(r#"{{"annotations":{{"a":"b","{GROUP}":"g"}}}}"#);
+        fs::write(dir.path().join("config.json"), &asks).unwrap();
+        assert_eq!(annotations(dir.path()).unwrap()[GROUP], "g");
+        fs::write(dir.path().join("config.json"), &asks[1..]).unwrap();
         assert!(annotations(dir.path()).is_err());
     }
 }

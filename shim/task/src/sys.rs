@@ -63,11 +63,11 @@ fn bind_to(parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes this process, whose parent is the daemon, lead a session of its own, and lets go of what the daemon left open
-/// by mistake. Only to be called first of all.
+/// Takes this process, whose parent is the daemon, out of its process group, where a terminal's signals would reach it,
+/// and lets go of what the daemon left open by mistake. Only to be called first of all.
 pub fn take_leave() {
-    // SAFETY: setsid takes no arguments; it fails only for a process group leader, which then stays one.
-    unsafe { libc::setsid() };
+    // SAFETY: takes numbers only; a process may always lead a group of its own.
+    unsafe { libc::setpgid(0, 0) };
     // SAFETY: nothing was opened yet, so no owner of a descriptor is cheated; a kernel without the call leaves them.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
