@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gantry_integration::Lab;
 use gantry_integration::images::busybox_root;
@@ -16,6 +16,9 @@ use crate::table::{Bar, Pairs};
 
 /// Rounds of each pair.
 const ROUNDS: usize = 40;
+
+/// Between two lives.
+const SETTLE: Duration = Duration::from_millis(30);
 
 /// All rows, in the order they are measured.
 pub const ALL: &[Row<Bundle>] = &[
@@ -64,6 +67,8 @@ impl Bundle {
 
     /// create, start, the end, delete; milliseconds.
     fn life(&self, program: &Path) -> f64 {
+        // What one leaves to the kernel's workers (namespaces, control groups) shall not slow down the next.
+        std::thread::sleep(SETTLE);
         let (begin, pid_file) = (Instant::now(), self.lab.path("pid"));
         self.call(program, &["create", "--bundle", ".", "--pid-file", "pid", "box"]);
         let pid = std::fs::read_to_string(&pid_file).expect("the runtime wrote the process's id");
