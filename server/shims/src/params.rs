@@ -62,7 +62,12 @@ pub(crate) fn stdin_of(form: Form, config: &Config, namespace: &str, id: &str, o
 
 /// Where shims put their sockets: below the state directory where that is short enough, else where they like.
 pub(crate) fn socket_dir(config: &Config) -> Option<String> {
-    let directory = config.state.join("s").to_string_lossy().into_owned();
+    let mut directory = config.state.join("s");
+    // The daemon's own socket may have that name.
+    if config.address.strip_prefix("unix://").unwrap_or(&config.address) == directory.to_string_lossy() {
+        directory.set_extension("d");
+    }
+    let directory = directory.to_string_lossy().into_owned();
     (directory.len() <= MAX_SOCKET_DIR).then_some(directory)
 }
 
@@ -84,6 +89,15 @@ mod tests {
         let params = BootstrapParams::decode(sent.as_slice()).unwrap();
         assert_eq!((params.instance_id.as_str(), params.namespace.as_str()), ("id", "ns"));
         assert_eq!((params.extensions.len(), params.socket_dir.as_deref()), (1, Some("/s/s")));
+    }
+
+    #[test]
+    fn the_sockets_of_shims_lie_beside_the_daemons_own() {
+        let mut config = Config::new("/r", "/s", "/bin/true");
+        for (address, directory) in [("/s/x", "/s/s"), ("/s/s", "/s/s.d"), ("unix:///s/s", "/s/s.d")] {
+            config.address = address.into();
+            assert_eq!(socket_dir(&config).as_deref(), Some(directory), "{address}");
+        }
     }
 
     #[test]
