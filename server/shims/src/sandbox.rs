@@ -159,12 +159,26 @@ impl Shim {
     /// Ends a sandbox with all that is in it, then its shim, and removes the bundle; also where the shim is silent or
     /// gone: its binary clears away what is left.
     pub async fn end_sandbox(&self) -> Cleanup {
-        let request = wire::ShutdownSandboxRequest { sandbox_id: self.id().to_owned() };
-        if !self.give_up_if_silent().await
-            && let Err(error) = self.sandbox().shutdown(request).await
-        {
-            tracing::debug!(id = self.id(), %error, "sandbox does not shut down");
-        }
+        self.shut_sandbox_down().await;
         self.cleanup().await
+    }
+
+    /// The same for a sandbox whose end is known already. A shim of ours that shuts down and hangs up leaves nothing but
+    /// the bundle, so its binary is not asked; otherwise what that says is returned.
+    pub async fn end_ended_sandbox(&self) -> Option<Cleanup> {
+        let over = self.shut_sandbox_down().await && self.answer().is_ours() && self.hangs_up().await;
+        if over && self.remove_bundle().await.is_ok() {
+            return None;
+        }
+        Some(self.cleanup().await)
+    }
+
+    async fn shut_sandbox_down(&self) -> bool {
+        if self.give_up_if_silent().await {
+            return false;
+        }
+        let request = wire::ShutdownSandboxRequest { sandbox_id: self.id().to_owned() };
+        let shut = self.sandbox().shutdown(request).await;
+        shut.inspect_err(|error| tracing::debug!(id = self.id(), %error, "sandbox does not shut down")).is_ok()
     }
 }

@@ -123,7 +123,7 @@ impl Shim {
             // has none. The binary, which needs the bundle for it, tells them apart and ends who does not answer.
             let ended = !self.0.calls.client().is_closed() && {
                 self.shut_down(false).await;
-                tokio::time::timeout(HANG_UP, self.closed()).await.is_ok()
+                self.hangs_up().await
             };
             if !ended {
                 self.delete_verb().await;
@@ -148,6 +148,11 @@ impl Shim {
         cleanup
     }
 
+    /// Whether a shim that was told to end hangs up.
+    pub(crate) async fn hangs_up(&self) -> bool {
+        tokio::time::timeout(HANG_UP, self.closed()).await.is_ok()
+    }
+
     async fn delete_verb(&self) -> Cleanup {
         let Inner { config, namespace, id, binary, bundle, .. } = &*self.0;
         run_delete(config, namespace, id, binary, bundle).await
@@ -160,7 +165,7 @@ impl Shim {
         }
     }
 
-    async fn remove_bundle(&self) -> Result<()> {
+    pub(crate) async fn remove_bundle(&self) -> Result<()> {
         self.0.log.lock().unwrap_or_else(PoisonError::into_inner).take();
         remove(self.0.bundle.clone()).await
     }

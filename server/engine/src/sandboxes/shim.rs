@@ -116,9 +116,12 @@ impl ShimController {
 
     async fn retire(&self, scope: &Scope, held: &Held, shim: &Shim) {
         held.retiring.store(true, Ordering::SeqCst);
-        let cleanup = shim.end_sandbox().await;
+        let known = held.exit.borrow().is_some();
+        let cleanup = if known { shim.end_ended_sandbox().await } else { Some(shim.end_sandbox().await) };
         fail::fail_point!("sandbox::after-shutdown");
-        held.ended(exit_of(cleanup));
+        if let Some(cleanup) = cleanup {
+            held.ended(exit_of(cleanup));
+        }
         let key = (scope.namespace.clone(), shim.id().to_owned());
         self.tasks.hide_sandbox(&key);
         self.tasks.sandboxes.remove(&key);
