@@ -162,7 +162,7 @@ impl Shims {
         let version = stay::version(binary);
         let known = lock(&self.can_stay).get(binary).copied();
         if known.is_some() && known == version {
-            let run = self.run_of("stay", Form::Bootstrap, launch, binary, bundle);
+            let run = self.run_of(stay::VERB, Form::Bootstrap, launch, binary, bundle);
             if stay::fits(&run.stdin) {
                 return stay::run(run, &self.config, launch.namespace).await;
             }
@@ -202,7 +202,8 @@ impl Shims {
         bundle: &'a Bundle,
     ) -> Run<'a> {
         let config = &*self.config;
-        let mut args = Run::common_args(config, launch.namespace, launch.id);
+        let args = if verb == stay::VERB { Run::own_args } else { Run::common_args };
+        let mut args = args(config, launch.namespace, launch.id);
         args.push(verb.into());
         let stdin = stdin_of(form, config, launch.namespace, launch.id, launch.options);
         Run { binary, verb, args, directory: Some(bundle.path()), stdin, limit: config.deadlines.start }

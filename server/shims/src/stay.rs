@@ -14,8 +14,10 @@ use tokio::net::unix::pipe;
 use crate::command::{Run, read_combined};
 use crate::{Answer, Config, Error, Result};
 
+/// The verb.
+pub(crate) const VERB: &str = "stay";
 /// Most that goes through stdin, which is filled before anybody reads it.
-pub(crate) const MAX_STDIN: usize = 32 << 10;
+const MAX_STDIN: usize = 32 << 10;
 /// Between two looks whether a shim that hung up has ended: the first, and the longest.
 const LOOK: Duration = Duration::from_millis(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
