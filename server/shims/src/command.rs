@@ -33,8 +33,13 @@ pub(crate) struct Run<'a> {
 impl Run<'_> {
     /// The argv that every verb begins with.
     pub(crate) fn common_args(config: &Config, namespace: &str, id: &str) -> Vec<String> {
+        let mut args = vec!["-namespace", namespace, "-address", &config.address, "-publish-binary"];
         let executable = config.executable.to_string_lossy();
-        [vec!["-publish-binary".to_owned(), executable.into()], Run::own_args(config, namespace, id)].concat()
+        args.extend([&*executable, "-id", id]);
+        if config.debug {
+            args.push("-debug");
+        }
+        args.into_iter().map(str::to_owned).collect()
     }
 
     /// What a shim of ours needs of it. It is the command line of the process that stays, and who looks for daemons by
