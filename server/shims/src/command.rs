@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, stay};
 
 /// Most that is kept of what a binary prints.
 const MAX_OUTPUT: usize = 1 << 20;
@@ -31,21 +31,15 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The argv that every verb begins with.
-    pub(crate) fn common_args(config: &Config, namespace: &str, id: &str) -> Vec<String> {
-        let mut args = vec!["-namespace", namespace, "-address", &config.address, "-publish-binary"];
+    /// The argv that every verb begins with. Our own shim needs no `-publish-binary`; where it stays, this is its command
+    /// line for good, and who looks for daemons by theirs shall not find it.
+    pub(crate) fn common_args(config: &Config, namespace: &str, id: &str, verb: &str) -> Vec<String> {
         let executable = config.executable.to_string_lossy();
-        args.extend([&*executable, "-id", id]);
-        if config.debug {
-            args.push("-debug");
+        let mut args = vec!["-namespace", namespace, "-address", &config.address];
+        if verb != stay::VERB {
+            args.extend(["-publish-binary", &*executable]);
         }
-        args.into_iter().map(str::to_owned).collect()
-    }
-
-    /// What a shim of ours needs of it. It is the command line of the process that stays, and who looks for daemons by
-    /// their command lines shall not find it.
-    pub(crate) fn own_args(config: &Config, namespace: &str, id: &str) -> Vec<String> {
-        let mut args = vec!["-namespace", namespace, "-id", id, "-address", &config.address];
+        args.extend(["-id", id]);
         if config.debug {
             args.push("-debug");
         }

@@ -186,7 +186,7 @@ pub(crate) async fn run_delete(
     binary: &Path,
     bundle: &Bundle,
 ) -> Cleanup {
-    let mut args = Run::common_args(config, namespace, id);
+    let mut args = Run::common_args(config, namespace, id, "delete");
     args.extend(["-bundle".to_owned(), bundle.path().to_string_lossy().into_owned(), "delete".to_owned()]);
     let limit = config.deadlines.verb;
     let run = Run { binary, verb: "delete", args, directory: Some(bundle.path()), stdin: Vec::new(), limit };

@@ -202,8 +202,7 @@ impl Shims {
         bundle: &'a Bundle,
     ) -> Run<'a> {
         let config = &*self.config;
-        let args = if verb == stay::VERB { Run::own_args } else { Run::common_args };
-        let mut args = args(config, launch.namespace, launch.id);
+        let mut args = Run::common_args(config, launch.namespace, launch.id, verb);
         args.push(verb.into());
         let stdin = stdin_of(form, config, launch.namespace, launch.id, launch.options);
         Run { binary, verb, args, directory: Some(bundle.path()), stdin, limit: config.deadlines.start }

@@ -1,5 +1,5 @@
 //! Starting a shim of ours without a process in between: the one that is executed serves, as a child of this daemon. It
-//! leads a session of its own and outlives the daemon as any other shim does.
+//! leads a process group of its own and outlives the daemon as any other shim does.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;

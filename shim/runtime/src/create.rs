@@ -217,7 +217,7 @@ impl Making<'_> {
             self.plan_holder(namespaces, late, &mut ops)?;
             return Ok(ops);
         }
-        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup, early };
+        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup };
         self.plan_rootfs(&context, late, &mut ops)?;
         names_and_sysctls(spec, &mut ops)?;
         // The home directory is read from the root before it is attached.

@@ -372,7 +372,7 @@ impl<'a> Walk<'a> {
         }
         // By making the target as a directory and taking it away again.
         drop(make_missing(self.root, target, false)?);
-        let parent = self.make_parent_of(target)?;
+        let parent = self.parent_of(target)?;
         let name = target.names.last().ok_or(libc::EEXIST)?;
         raw!(libc::SYS_unlinkat, parent, name.as_ptr(), libc::AT_REMOVEDIR)?;
         Ok(parent)

@@ -21,8 +21,6 @@ pub(crate) struct Context<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) bundle: &'a Path,
     pub(crate) cgroup: &'a Cgroup,
-    /// Whether the cgroups are there already.
-    pub(crate) early: bool,
 }
 
 /// Makes the root file system's tree, detached.
@@ -347,6 +345,8 @@ fn cgroup_mounts(
 ) -> Result<()> {
     ops.append(&mut due.join);
     let private = context.spec.namespace(NamespaceKind::Cgroup).is_some();
+    // There the cgroups are made before the process, else while it makes its mounts.
+    let in_user_namespace = context.spec.namespace(NamespaceKind::User).is_some();
     if let (true, Some(path)) = (context.cgroup.is_v2(), &context.cgroup.unified) {
         ops.push(if private { filesystem("cgroup2", entry, options)? } else { cgroup_bind(path, entry, "", options)? });
         return Ok(());
@@ -359,7 +359,7 @@ fn cgroup_mounts(
         let name = hierarchy.mount_name();
         ops.push(if private {
             cgroup_view(entry, &hierarchy.controllers, name, options)?
-        } else if context.early {
+        } else if in_user_namespace {
             cgroup_bind(&hierarchy.path, entry, name, options)?
         } else {
             cgroup_bind_later(&hierarchy.path, entry, name, options)?

@@ -104,7 +104,7 @@ impl Restoring<'_> {
     /// The root's tree with the places of all mounts, and where CRIU shall have it.
     fn root(&self) -> Result<(Fd, CString)> {
         let spec = self.options.spec;
-        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup, early: true };
+        let context = rootfs::Context { spec, bundle: self.options.bundle, cgroup: &self.record.cgroup };
         let (tree, _) = rootfs::root_tree(&context, self.options.rootfs_mounts)?;
         for (index, mount) in spec.mounts.iter().enumerate() {
             // On another file system the place is that one's, which CRIU restores, or the bound one's own.

@@ -424,7 +424,6 @@ pub fn process(args: &[&str]) -> Value {
     })
 }
 
-/// Runs the shim's binary as a daemon does, and returns what it printed.
 fn command(program: &Path, id: &str, bundle: &Path, verb: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(["-namespace", NAMESPACE, "-address", "/run/none.sock", "-publish-binary", "/bin/true", "-id", id]);
@@ -450,6 +449,7 @@ fn run_staying(id: &str, bundle: &Path, stdin: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// Runs the shim's binary as a daemon does, and returns what it printed.
 pub fn run_shim(id: &str, bundle: &Path, verb: &[&str], stdin: &[u8]) -> Vec<u8> {
     let mut command = command(&shim(), id, bundle, verb);
     let mut child = command.spawn().unwrap();
