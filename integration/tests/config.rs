@@ -515,8 +515,7 @@ fn calls_beyond_a_limit_are_refused_by_name_and_long_ones_keep_no_short_ones_out
         let out = child.wait_with_output().expect("an end");
         let text = String::from_utf8_lossy(&out.stderr);
         assert!(
-            out.status.success()
-                || ["ResourceExhausted", "calls at once", "larger than max"].iter().any(|sign| text.contains(sign)),
+            out.status.success() || text.contains("ResourceExhausted") || text.contains("larger than max"),
             "{text}"
         );
     }
