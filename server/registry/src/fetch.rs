@@ -71,9 +71,8 @@ pub(crate) async fn blob(repository: Repository, descriptor: &Descriptor, range:
         first.extend_to(range.end);
         pieces(first).boxed()
     } else {
-        let part = move |part| pieces(Segment::new(repository.clone(), descriptor.clone(), part)).boxed();
-        let rest = cut(first_end..range.end, chunk).map(part);
-        Parts::new(pieces(first).boxed(), rest, parallel - 1, chunk, window).boxed()
+        let ask = move |part| pieces(Segment::new(repository.clone(), descriptor.clone(), part)).boxed();
+        Parts::new(pieces(first).boxed(), first_end..range.end, ask, parallel - 1, chunk, window).boxed()
     };
     Ok(Blob { size, host, bytes })
 }
@@ -84,29 +83,4 @@ fn pieces(segment: Segment) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let piece = segment.next().await?;
         Ok(piece.map(|piece| (piece, segment)))
     })
-}
-
-/// `range` cut into parts of `chunk` bytes; the last may be shorter.
-fn cut(range: Range<u64>, chunk: u64) -> impl Iterator<Item = Range<u64>> + Send {
-    let mut start = range.start;
-    std::iter::from_fn(move || {
-        let part = start..(start + chunk).min(range.end);
-        start = part.end;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::cut;
-
-    proptest! {
-        #[test]
-        fn parts_cover_the_range_without_gap_or_overlap(start in 0u64..1000, len in 0u64..5000, chunk in 1u64..700) {
-            let all: Vec<u64> = cut(start..start + len, chunk).flatten().collect();
-            prop_assert_eq!(all, (start..start + len).collect::<Vec<_>>());
-        }
-    }
 }
