@@ -72,6 +72,7 @@ const NOT_IN_THE_SHIM: &[&str] = &["tonic", "hyper", "clap", "regex", "tracing-s
 
 /// Crates in which `unsafe` may stand.
 const UNSAFE_ALLOWED: &[&str] = &[
+    "snapshotter/inflate/src/fast.rs",
     "snapshotter/mount",
     "shim/runtime",
     "shim/task",
