@@ -6,7 +6,8 @@
 #![allow(unsafe_code)]
 
 use crate::Error;
-use crate::decoder::{Flat, MARGIN, Symbol, Tables};
+use crate::decoder::Tables;
+use crate::flat::{Flat, MARGIN, Symbol};
 use crate::input::{FILLED, Input, mask};
 use crate::table::{BAD, DISTANCE_BITS, LINK, LITERAL, LITERAL_BITS, OTHER};
 

@@ -1,7 +1,8 @@
 //! The decoder of one thread.
 
 use crate::Error;
-use crate::decoder::{Decoder, Flat, Stop, WINDOW};
+use crate::decoder::{Decoder, Stop};
+use crate::flat::{Flat, WINDOW};
 use crate::input::Input;
 
 /// Bytes that are decoded before they are handed out, behind the window.
@@ -16,16 +17,19 @@ pub struct Step {
     pub made: usize,
     /// The stream has ended, and all of it was written.
     pub ended: bool,
+    /// It stopped behind a block, as it was told to, and all before was written.
+    pub(crate) paused: bool,
 }
 
 /// Decodes one stream. It keeps 160 KiB of output, 20 KiB of tables and at most 63 bits of input, whatever comes.
 pub struct Inflate {
-    pub(crate) decoder: Decoder,
-    pub(crate) rest: (u64, u32),
-    pub(crate) flat: Flat<u8>,
+    decoder: Decoder,
+    rest: (u64, u32),
+    flat: Flat<u8>,
     /// Bytes of `flat` that were handed out.
-    pub(crate) given: usize,
-    ended: bool,
+    given: usize,
+    /// Why the decoder stopped, unless that is said or done with.
+    stop: Option<Stop>,
 }
 
 impl Default for Inflate {
@@ -37,34 +41,40 @@ impl Default for Inflate {
 impl Inflate {
     /// Is at the beginning of a stream.
     pub fn new() -> Inflate {
-        Inflate { decoder: Decoder::new(), rest: (0, 0), flat: Flat::new(WINDOW + ROOM), given: 0, ended: false }
+        let (decoder, flat) = (Decoder::new(), Flat::new(WINDOW + ROOM));
+        Inflate { decoder, rest: (0, 0), flat, given: 0, stop: None }
     }
 
     /// Is at the beginning of another stream.
     pub fn reset(&mut self) {
         self.decoder.reset();
-        (self.rest, self.flat.at, self.given, self.ended) = ((0, 0), 0, 0, false);
+        (self.rest, self.flat.at, self.given, self.stop) = ((0, 0), 0, 0, None);
     }
 
     /// Decodes what `input` has as far as `output` has room. If nothing is taken or made and the stream has not ended,
     /// `output` or `input` is empty. Behind the end of the stream nothing is taken.
     pub fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Error> {
+        self.step(input, output, false)
+    }
+
+    /// As [`Inflate::inflate`]; with `pause` no further than a block.
+    pub(crate) fn step(&mut self, input: &[u8], output: &mut [u8], pause: bool) -> Result<Step, Error> {
         let (mut taken, mut made) = (0, 0);
         loop {
             made += self.give(&mut output[made..]);
-            if made == output.len() || self.ended {
-                let ended = self.ended && self.given == self.flat.at;
-                return Ok(Step { taken, made, ended });
+            let (ended, paused) = (self.stop == Some(Stop::End), pause && self.stop == Some(Stop::Block));
+            if self.given < self.flat.at {
+                return Ok(Step { taken, made, ended: false, paused: false });
+            }
+            if ended || paused || self.stop == Some(Stop::Input) || made == output.len() {
+                self.stop = self.stop.filter(|_| ended);
+                return Ok(Step { taken, made, ended, paused });
             }
             self.slide();
             let mut input = Input::new(&input[taken..], self.rest);
-            let stop = self.decoder.run(&mut input, &mut self.flat)?;
+            self.stop = Some(self.decoder.run(&mut input, &mut self.flat)?);
             self.rest = input.rest();
             taken += input.at;
-            self.ended = stop == Stop::End;
-            if stop == Stop::Input && self.given == self.flat.at {
-                return Ok(Step { taken, made, ended: false });
-            }
         }
     }
 
@@ -81,5 +91,22 @@ impl Inflate {
             self.flat.symbols.copy_within(self.flat.at - WINDOW..self.flat.at, 0);
             (self.flat.at, self.given) = (WINDOW, WINDOW);
         }
+    }
+
+    /// How many bits of the input that was taken are not used yet.
+    pub(crate) fn kept(&self) -> u64 {
+        u64::from(self.rest.1)
+    }
+
+    /// The window: the last 32 KiB, if there were as many. All before is handed out.
+    pub(crate) fn window(&self) -> Option<&[u8]> {
+        Some(&self.flat.symbols[self.flat.at.checked_sub(WINDOW)?..self.flat.at])
+    }
+
+    /// Goes on with a block elsewhere: `rest` is what of the byte before is not used yet, `window` writes what is before.
+    pub(crate) fn go_on(&mut self, rest: (u64, u32), window: impl FnOnce(&mut [u8])) {
+        self.decoder.reset();
+        window(&mut self.flat.symbols[..WINDOW]);
+        (self.rest, self.flat.at, self.given, self.stop) = (rest, WINDOW, WINDOW, None);
     }
 }

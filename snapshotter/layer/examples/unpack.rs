@@ -1,36 +1,41 @@
 //! Unpacks layers and says how long it took: `unpack LAYER ROOT [inflate|create|apply|unpack]…`.
 //!
 //! `inflate` decompresses alone; `create` makes the same directories and files, from memory and with nothing else done to
-//! them, which is what no unpacking can be faster than.
+//! them, which is what no unpacking can be faster than. A number among these is how many helpers inflate from there on.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use gantry_layer::{Decompressor, Options, apply, unpack};
+use gantry_layer::{Decompressor, Helpers, Options, apply, unpack};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let layer = arguments.next().ok_or("which layer?")?;
     let root = arguments.next().ok_or("unpack where?")?;
+    let mut options = Options::default();
     for what in arguments {
+        if let Ok(count) = what.parse() {
+            options.helpers = Helpers::Exactly(count);
+            continue;
+        }
         let file = File::open(&layer)?;
         let bare = if what == "create" { bare(Decompressor::detect(File::open(&layer)?)?)? } else { Vec::new() };
         let start = Instant::now();
         let said = match what.as_str() {
-            "inflate" => format!("{} bytes", discard(Decompressor::detect(file)?)?),
+            "inflate" => format!("{} bytes", discard(Decompressor::detect(file)?.helped(options.helpers))?),
             "create" => {
                 fs::create_dir_all(&root)?;
                 format!("{} files", create(root.as_ref(), &bare)?)
             }
             "apply" => {
                 fs::create_dir_all(&root)?;
-                format!("{:?}", apply(Decompressor::detect(file)?, root.as_ref(), &Options::default())?)
+                format!("{:?}", apply(Decompressor::detect(file)?, root.as_ref(), &options)?)
             }
             _ => {
                 fs::create_dir_all(&root)?;
-                format!("{:?}", unpack(file, None, root.as_ref(), &Options::default())?)
+                format!("{:?}", unpack(file, None, root.as_ref(), &options)?)
             }
         };
         println!("{what}: {:.3} s, {said}", start.elapsed().as_secs_f64());

@@ -20,6 +20,7 @@ pub(crate) use extract::remove_below;
 use extract::{Extractor, within};
 use fill::Filling;
 
+use crate::Helpers;
 use crate::archive::{Entry, Reader};
 use crate::confine::{Reach, confine};
 use crate::dirs::Root;
@@ -130,6 +131,8 @@ pub struct Options {
     pub refuse_absolute: bool,
     /// Leave all files to the calling user, and skip device nodes, for a process without the rights to do otherwise.
     pub unprivileged: bool,
+    /// Who inflates a gzip layer beside the thread that reads it.
+    pub helpers: Helpers,
     /// Where to write a list of what was unpacked, for [`check`](crate::check); none: nowhere.
     pub sums: Option<PathBuf>,
     /// When to refuse.

@@ -16,11 +16,22 @@ pub fn compression_of(head: &[u8]) -> Compression {
     }
 }
 
+/// Who inflates a gzip stream beside the thread that reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Helpers {
+    /// A thread for each processor that is spare, if there are two and the stream is long (8 MiB compressed).
+    #[default]
+    Spare,
+    /// So many threads, from the beginning.
+    Exactly(usize),
+}
+
 const BUFFER: usize = 256 << 10;
 
 /// Reads the plain bytes of a gzip (all members), zstd (all frames) or plain stream.
 ///
-/// A stream that ends early is an [`io::ErrorKind::UnexpectedEof`].
+/// A stream that ends early is an [`io::ErrorKind::UnexpectedEof`]. One thread does it all, unless
+/// [helpers](Decompressor::helped) are let in.
 pub struct Decompressor<R: Read>(Inner<R>);
 
 enum Inner<R: Read> {
@@ -45,9 +56,18 @@ impl<R: Read> Decompressor<R> {
     fn buffered(stream: BufReader<R>, compression: Compression) -> io::Result<Decompressor<R>> {
         Ok(Decompressor(match compression {
             Compression::None => Inner::None(stream),
-            Compression::Gzip => Inner::Gzip(Box::new(Gunzip::new(stream))),
+            Compression::Gzip => Inner::Gzip(Box::new(Gunzip::new(stream, Helpers::Exactly(0)))),
             Compression::Zstd => Inner::Zstd(zstd::Decoder::with_buffer(stream)?),
         }))
+    }
+
+    /// Lets helpers in, before anything is read. Each takes up to 9 MiB of memory (three more such pieces wait or are
+    /// handed out), and some mebibytes are read ahead of what comes out.
+    pub fn helped(mut self, helpers: Helpers) -> Decompressor<R> {
+        if let Inner::Gzip(decoder) = &mut self.0 {
+            decoder.let_in(helpers);
+        }
+        self
     }
 
     /// The compression that was given or found.

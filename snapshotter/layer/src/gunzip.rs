@@ -4,18 +4,27 @@
 use std::io::{self, BufRead, ErrorKind, Read};
 
 use crc32fast::Hasher;
-use gantry_inflate::Inflate;
+use gantry_inflate::{CHUNK, Reader};
+
+use crate::Helpers;
+use crate::spare::{Taken, processors};
 
 /// Reads all members of a stream, one behind the other.
 pub(crate) struct Gunzip<R> {
-    stream: R,
-    inflate: Inflate,
+    stream: Reader<R>,
+    /// Who is to help, until that is seen to.
+    helpers: Option<Helpers>,
+    /// Dropped when the helpers have ended, with the stream.
+    _taken: Option<Taken>,
     /// Of the plain bytes of this member.
     sum: Hasher,
     /// How many they are, modulo 2³².
     length: u32,
     state: State,
 }
+
+/// A stream of so many compressed bytes is worth helpers.
+const LARGE: u64 = 8 << 20;
 
 enum State {
     /// Before a member; at the first, the stream must not end.
@@ -33,32 +42,46 @@ const HAS_NAME: u8 = 1 << 3;
 const HAS_COMMENT: u8 = 1 << 4;
 
 impl<R: BufRead> Gunzip<R> {
-    pub(crate) fn new(stream: R) -> Gunzip<R> {
-        Gunzip { stream, inflate: Inflate::new(), sum: Hasher::new(), length: 0, state: State::Between { first: true } }
+    pub(crate) fn new(stream: R, helpers: Helpers) -> Gunzip<R> {
+        let state = State::Between { first: true };
+        let (stream, helpers) = (Reader::new(stream), Some(helpers));
+        Gunzip { stream, helpers, _taken: None, sum: Hasher::new(), length: 0, state }
+    }
+
+    /// Has others help than was said first.
+    pub(crate) fn let_in(&mut self, helpers: Helpers) {
+        self.helpers = Some(helpers);
     }
 
     pub(crate) fn get_ref(&self) -> &R {
-        &self.stream
+        self.stream.get_ref()
     }
 
     /// Inflates into `buffer`: some bytes, or none at the end of the member, which is checked.
     fn inside(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let input = self.stream.fill_buf()?;
-            let step =
-                self.inflate.inflate(input, buffer).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
-            let at_end = input.is_empty();
-            self.stream.consume(step.taken);
-            self.sum.update(&buffer[..step.made]);
-            // A buffer may be larger than what counts.
-            self.length = self.length.wrapping_add(step.made as u32);
-            match step.made {
-                made if step.ended => return self.trailer().map(|()| made),
-                0 if at_end => return Err(ErrorKind::UnexpectedEof.into()),
-                0 => {}
-                made => return Ok(made),
-            }
+        self.help();
+        let made = self.stream.inflate(buffer)?;
+        self.sum.update(&buffer[..made]);
+        // A buffer may be larger than what counts.
+        self.length = self.length.wrapping_add(made as u32);
+        if made == 0 {
+            self.trailer()?;
         }
+        Ok(made)
+    }
+
+    /// Gets help when it is time. The helpers are threads of this one, so that they are confined as it is.
+    fn help(&mut self) {
+        let count = match self.helpers {
+            Some(Helpers::Exactly(count)) => count,
+            Some(Helpers::Spare) if self.stream.taken() >= LARGE => {
+                self._taken = processors().take();
+                self._taken.as_ref().map_or(0, |taken| taken.count)
+            }
+            _ => return,
+        };
+        self.stream.help(count, CHUNK);
+        self.helpers = None;
     }
 
     /// Reads what is behind a member, and makes ready for the next.
@@ -70,7 +93,6 @@ impl<R: BufRead> Gunzip<R> {
         if expected != (std::mem::take(&mut self.sum).finalize(), std::mem::take(&mut self.length)) {
             return Err(bad("gzip: wrong checksum"));
         }
-        self.inflate.reset();
         self.state = State::Between { first: false };
         Ok(())
     }
@@ -166,7 +188,7 @@ mod tests {
 
     fn unpacked(packed: &[u8]) -> io::Result<Vec<u8>> {
         let mut plain = Vec::new();
-        Gunzip::new(packed).read_to_end(&mut plain).map(|_| plain)
+        Gunzip::new(packed, Helpers::default()).read_to_end(&mut plain).map(|_| plain)
     }
 
     proptest! {
@@ -176,7 +198,7 @@ mod tests {
             (input, output) in (1_usize..600, 1_usize..600),
         ) {
             let stream: Vec<u8> = members.iter().flat_map(|plain| packed(plain)).collect();
-            let mut gunzip = Gunzip::new(BufReader::with_capacity(input, stream.as_slice()));
+            let mut gunzip = Gunzip::new(BufReader::with_capacity(input, stream.as_slice()), Helpers::default());
             let (mut plain, mut buffer) = (Vec::new(), vec![0; output]);
             loop {
                 match gunzip.read(&mut buffer).unwrap() {
@@ -205,6 +227,21 @@ mod tests {
         #[test]
         fn any_bytes_end_in_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
             let _ = unpacked(&[&[0x1f, 0x8b, 8], &bytes[..]].concat());
+        }
+    }
+
+    #[test]
+    fn members_that_helpers_inflate_come_out_as_they_went_in() {
+        let members: Vec<Vec<u8>> = (1..4_u32)
+            .map(|i| (0..i * 700_000).flat_map(|n| (n.wrapping_mul(i) ^ n >> 7).to_le_bytes()).collect())
+            .collect();
+        let stream: Vec<u8> = members.iter().flat_map(|plain| packed(plain)).collect();
+        for helpers in 0..4 {
+            let mut plain = Vec::new();
+            Gunzip::new(&stream[..], Helpers::Exactly(helpers)).read_to_end(&mut plain).unwrap();
+            assert!(plain == members.concat());
+            let cut = Gunzip::new(&stream[..stream.len() - 1], Helpers::Exactly(helpers)).read_to_end(&mut plain);
+            assert_eq!(cut.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         }
     }
 

@@ -20,6 +20,7 @@ mod dirs;
 mod erofs;
 mod estargz;
 mod gunzip;
+mod spare;
 mod sums;
 #[cfg(any(test, feature = "testing"))]
 pub mod tree;
@@ -27,7 +28,7 @@ mod unpack;
 
 pub use apply::{Applied, ApplyError, Control, Limit, Limits, Options, Reason, Whiteouts, apply, dress};
 pub use compress::Compressor;
-pub use decompress::{Decompressor, compression_of};
+pub use decompress::{Decompressor, Helpers, compression_of};
 pub use diff::{DiffError, DiffOptions, Times, Written, diff, diff_overlay};
 pub use erofs::{image_of_directory, image_of_tar};
 pub use estargz::{Estargz, EstargzError, estargz};

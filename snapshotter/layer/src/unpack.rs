@@ -13,7 +13,8 @@ use gantry_types::{Algorithm, Digest, Hasher};
 use crate::apply::{Process, apply_buffered};
 use crate::confine::{Reach, confine};
 use crate::erofs::image_buffered;
-use crate::{Applied, ApplyError, Compression, Decompressor, Limit, Limits, Options, Reason};
+use crate::spare::processors;
+use crate::{Applied, ApplyError, Compression, Decompressor, Helpers, Limit, Limits, Options, Reason};
 
 /// What was unpacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,9 @@ pub struct Unpacked {
 ///
 /// The threads are confined as far as the kernel can ([`confine`](crate::confine)): `layer` is read where no file can be
 /// opened, and what applies it reaches nothing but `root`, the lower directories and the list of files.
+///
+/// A long gzip layer is inflated by more threads where processors are spare ([`Options::helpers`]), which are confined as
+/// the one that reads it is, and take memory of their own ([`Decompressor::helped`]).
 ///
 /// Returns only when no thread reads `layer` any more: whoever gives it sees to it that a read ends.
 pub fn unpack<R: Read + Send>(
@@ -71,6 +75,8 @@ fn pipeline<R: Read + Send>(
     reach: Reach<'_>,
     take: impl FnOnce(Chunks) -> Result<(Applied, Vec<PathBuf>), ApplyError> + Send,
 ) -> Result<Unpacked, ApplyError> {
+    // While files can be opened.
+    processors();
     let compressed = AtomicU64::new(0);
     let counted = Counted { layer, count: &compressed };
     let (pool, free) = channel();
@@ -84,7 +90,7 @@ fn pipeline<R: Read + Send>(
                 hash(hashed, pool)
             })
         };
-        let outlets = Outlets { to_hash, to_apply, free };
+        let outlets = Outlets { to_hash, to_apply, free, helpers: options.helpers };
         let (limits, compressed) = (&options.limits, &compressed);
         scope.spawn(move || {
             confine(Reach::default());
@@ -137,6 +143,7 @@ struct Outlets {
     to_hash: SyncSender<Arc<Chunk>>,
     to_apply: SyncSender<Result<Arc<Chunk>, Reason>>,
     free: Receiver<Vec<u8>>,
+    helpers: Helpers,
 }
 
 impl Outlets {
@@ -158,7 +165,7 @@ impl Outlets {
             Some(compression) => Decompressor::new(layer, compression),
             None => Decompressor::detect(layer),
         };
-        let mut tar = tar.map_err(Reason::Read)?;
+        let mut tar = tar.map_err(Reason::Read)?.helped(self.helpers);
         let mut total = 0;
         loop {
             let mut buffer = self.free.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
