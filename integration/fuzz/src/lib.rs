@@ -9,7 +9,7 @@
 #![allow(clippy::expect_used, clippy::missing_panics_doc)]
 
 use std::borrow::Cow;
-use std::io::Cursor;
+use std::io::{BufReader, Cursor, Read as _};
 use std::path::Path;
 
 use gantry_types::{Fields, Filter, Labels, Platform, Reference};
@@ -26,6 +26,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("configuration", configuration),
     ("manifest", manifest),
     ("ttrpc", ttrpc),
+    ("inflate", inflate),
     ("layer", layer),
     ("hosts", hosts),
     ("docker_archive", docker_archive),
@@ -108,6 +109,33 @@ pub fn ttrpc(bytes: &[u8]) {
         let _ = rule.admit(decoded);
     }
 }
+
+/// DEFLATE: what flate2 makes of it, or refused as there; the first two bytes say by how many helpers and in what pieces.
+pub fn inflate(bytes: &[u8]) {
+    let [how, piece, packed @ ..] = bytes else { return };
+    let (input, output) = (1 + usize::from(how >> 2), 1 + usize::from(*piece) * 16);
+    let mut reader = gantry_inflate::Reader::new(BufReader::with_capacity(input, packed));
+    reader.help(usize::from(how & 3), 1 << 10);
+    let (mut plain, mut buffer) = (Vec::new(), vec![0; output]);
+    let whole = loop {
+        match reader.inflate(&mut buffer) {
+            // What a few bytes become is told by its beginning.
+            Ok(made) if made > 0 && plain.len() < MOST => plain.extend_from_slice(&buffer[..made]),
+            made => break made.is_ok(),
+        }
+    };
+    let mut expected = Vec::new();
+    let read = flate2::bufread::DeflateDecoder::new(packed).take(plain.len().max(MOST) as u64).read_to_end(&mut expected);
+    if plain.len() < MOST {
+        assert_eq!(whole, read.is_ok());
+        assert!(!whole || plain == expected);
+    } else {
+        assert!(plain.starts_with(&expected[..MOST.min(expected.len())]));
+    }
+}
+
+/// Plain bytes that are looked at.
+const MOST: usize = 1 << 20;
 
 /// A layer, plain or compressed: whatever it says, all that it makes lies below its root.
 pub fn layer(bytes: &[u8]) {
