@@ -46,6 +46,18 @@ impl DockerRegistry {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// How requests for a blob's bytes were answered so far: status and number of bytes.
+    pub fn answers(&self, digest: &str) -> Vec<(u16, u64)> {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let of_blob = log.lines().filter(|line| line.contains("\"GET ") && line.contains(&format!("/blobs/{digest} ")));
+        // Its access log ends the quoted request with status and bytes.
+        let answer = |line: &str| {
+            let mut words = line.split("\" ").nth(1)?.split(' ');
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        };
+        of_blob.filter_map(answer).collect()
+    }
+
     fn wait_until_it_answers(&mut self) {
         let start = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {

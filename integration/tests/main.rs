@@ -27,6 +27,7 @@ mod hostile;
 mod images;
 mod killed;
 mod layering;
+mod lazy;
 mod mounts;
 mod oci;
 mod podman;

@@ -125,7 +125,8 @@ pub fn inflate(bytes: &[u8]) {
         }
     };
     let mut expected = Vec::new();
-    let read = flate2::bufread::DeflateDecoder::new(packed).take(plain.len().max(MOST) as u64).read_to_end(&mut expected);
+    let read =
+        flate2::bufread::DeflateDecoder::new(packed).take(plain.len().max(MOST) as u64).read_to_end(&mut expected);
     if plain.len() < MOST {
         assert_eq!(whole, read.is_ok());
         assert!(!whole || plain == expected);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gantry_metadata::Resource;
 use gantry_snapshots::Snapshotter;
-use gantry_types::{Any, Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope, labels};
+use gantry_types::{Any, Descriptor, Digest, ErrorKind, HasKind, Labels, Mount, Scope};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +51,8 @@ impl<'a> One<'a> {
     /// Unpacks the layer unless its snapshot is there; says whether there was something to do. With `below` the layer
     /// below is being unpacked at the same time, and this says when it is committed.
     pub(super) async fn unpack(&self, layer: Layer, below: Option<watch::Receiver<bool>>) -> Result<bool> {
-        let Layer { descriptor, diff_id, source, told, payloads } = layer;
+        let labels = layer.labels(self.chain_id, self.parent);
+        let Layer { descriptor, diff_id, source, payloads, .. } = layer;
         let (asked, fetched) = arrival(source).await?;
         let key = format!("{}/{}/{}", self.scope.namespace, self.snapshotter, self.chain_id);
         self.settled().await?;
@@ -62,8 +63,6 @@ impl<'a> One<'a> {
             self.together.ahead.filled();
             return self.mend(&fetched, &descriptor, &diff_id).await;
         }
-        let mut labels = self.labels(&diff_id);
-        labels.extend(told);
         let what = What { descriptor: &descriptor, diff_id: &diff_id, labels, payloads };
         let filled = match self.fill(&what, asked, &fetched, below.is_some()).await {
             Err(error) if needs_lower(&error) && below.is_some() => None,
@@ -249,18 +248,6 @@ impl<'a> One<'a> {
         }
         wait_for(fetched).await?;
         Ok((unpacking.get().enter().await?, None))
-    }
-
-    /// What containerd's clients look for on a layer's snapshot.
-    fn labels(&self, diff_id: &Digest) -> Labels {
-        let mut labels = Labels::from([
-            (labels::SNAPSHOT_REF.to_owned(), self.chain_id.to_string()),
-            ("containerd.io/snapshot/diff-id".to_owned(), diff_id.to_string()),
-        ]);
-        if !self.parent.is_empty() {
-            labels.insert("containerd.io/snapshot/parent-chain-id".to_owned(), self.parent.to_owned());
-        }
-        labels
     }
 
     /// Where the list of the files of a snapshot is to be.

@@ -2,7 +2,7 @@
 //! image's layers need not be fetched because of it.
 
 use gantry_metadata::Resource;
-use gantry_types::{Digest, ErrorKind, HasKind, Labels, Scope, labels};
+use gantry_types::{Descriptor, Digest, ErrorKind, HasKind, Labels, Scope, labels};
 
 use super::Transfer;
 use super::manifest::Manifest;
@@ -14,6 +14,12 @@ const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
 const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+
+/// Annotations of a layer with this prefix are for the snapshotter: without the digest of its table of contents stargz
+/// mounts no layer, and nydus knows its layers by nothing else.
+const FOR_SNAPSHOTTERS: &str = "containerd.io/snapshot/";
+/// How ids are mapped is said by who makes a container, never by an image.
+const MAPPINGS: [&str; 2] = ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
 
 /// Export of a plug-in that says whether it wants to be told where layers come from; without it, it is told.
 const WANTED: &str = "enable_remote_snapshot_annotations";
@@ -33,6 +39,15 @@ fn told(reference: &str, manifest_digest: &Digest, manifest: &Manifest) -> Vec<L
     (0..digests.len()).map(of_layer).collect()
 }
 
+/// What a layer's annotations tell a snapshotter.
+fn annotated(layer: &Descriptor) -> Labels {
+    let is_told = |(key, value): &(&String, &String)| {
+        let meant = key.starts_with(FOR_SNAPSHOTTERS) && !MAPPINGS.contains(&key.as_str());
+        meant && labels::validate(key, value).is_ok()
+    };
+    layer.annotations.iter().filter(is_told).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
 /// Digests, joined by commas, as far as a label holds them.
 fn as_many_as_fit(digests: &[&str]) -> String {
     let mut text = String::new();
@@ -50,16 +65,26 @@ impl Stack {
     /// Has the snapshotter be told where the layers come from.
     pub(super) fn tell(&mut self, reference: &str, manifest_digest: &Digest, manifest: &Manifest) {
         let told = told(reference, manifest_digest, manifest);
-        self.layers.iter_mut().zip(told).for_each(|(layer, told)| layer.told = told);
+        self.layers.iter_mut().zip(told).for_each(|(layer, told)| layer.told.extend(told));
     }
 }
 
 impl Transfer {
+    /// What a snapshotter is told of a layer whatever the configuration says. Those of ours have no use for what an image
+    /// says, and labels of their own that must not come from there.
+    pub(super) fn told_always(&self, snapshotter: &str, layer: &Descriptor) -> Labels {
+        if self.is_remote(snapshotter) { annotated(layer) } else { Labels::new() }
+    }
+
+    fn is_remote(&self, snapshotter: &str) -> bool {
+        self.core.snapshotters.get(snapshotter).is_some_and(|found| found.is_remote())
+    }
+
     /// Whether a snapshotter is to be told where layers come from.
     pub(super) fn is_told(&self, snapshotter: &str) -> bool {
-        let remote = self.core.snapshotters.get(snapshotter).is_some_and(|found| found.is_remote());
         let exports = self.core.config.proxy_plugins.get(snapshotter).map(|plugin| &plugin.exports);
-        remote && exports.and_then(|exports| exports.get(WANTED)).is_none_or(|wanted| wanted == "true")
+        self.is_remote(snapshotter)
+            && exports.and_then(|exports| exports.get(WANTED)).is_none_or(|wanted| wanted == "true")
     }
 
     /// How many of a stack's layers, from the lowest on, the snapshotter has without anybody unpacking them; with
@@ -68,15 +93,14 @@ impl Transfer {
     /// # Errors
     /// When the snapshotter cannot be asked.
     pub(super) async fn present(&self, scope: &Scope, stack: &Stack, discarding: bool) -> Result<usize> {
-        if !self.core.snapshotters.get(&stack.snapshotter).is_some_and(|found| found.is_remote()) {
+        if !self.is_remote(&stack.snapshotter) {
             return if discarding { self.unpacked(scope, stack).await } else { Ok(0) };
         }
         let mut parent = String::new();
         for (number, (layer, chain_id)) in stack.layers.iter().zip(stack.chain()).enumerate() {
             let key = format!("extract-{} {chain_id}", unique());
-            let mut asked = layer.told.clone();
-            asked.insert(labels::SNAPSHOT_REF.to_owned(), chain_id.to_string());
-            match self.snapshots.prepare(scope, &stack.snapshotter, &key, &parent, asked).await {
+            let labels = layer.labels(&chain_id, &parent);
+            match self.snapshots.prepare(scope, &stack.snapshotter, &key, &parent, labels).await {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => parent = chain_id.to_string(),
                 Err(error) => return Err(error),
                 Ok(_) => {
@@ -111,6 +135,24 @@ impl Transfer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn snapshotters_are_told_the_annotations_that_are_meant_for_them() {
+        let mut layer = Descriptor::new("", Digest::of(b""), 0);
+        let long = "x".repeat(labels::MAX_LEN);
+        for (key, value) in [
+            ("containerd.io/snapshot/stargz/toc.digest", "table"),
+            ("containerd.io/snapshot/uidmapping", "0:1000:1"),
+            ("containerd.io/snapshot/gidmapping", "0:1000:1"),
+            ("containerd.io/snapshot/long", &long),
+            ("containerd.io/snapshot.ref", "another"),
+            ("containerd.io/gc.root", "kept"),
+        ] {
+            layer.annotations.insert(key.to_owned(), value.to_owned());
+        }
+        let table = ("containerd.io/snapshot/stargz/toc.digest".to_owned(), "table".to_owned());
+        assert_eq!(annotated(&layer), Labels::from([table]));
+    }
 
     #[test]
     fn the_list_of_layers_ends_before_a_label_is_too_long() {

@@ -398,7 +398,7 @@ impl Transfer {
             descriptor: descriptor.clone(),
             diff_id: diff_id.clone(),
             source,
-            told: Labels::new(),
+            told: self.told_always(&unpack.snapshotter, descriptor),
             payloads: if unpack.decrypt { decryption::payloads(descriptor) } else { BTreeMap::new() },
         });
         let (snapshotter, differs) = (unpack.snapshotter.clone(), super::differs_for(self, unpack)?);

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
-use gantry_types::{Any, Descriptor, Digest, Labels, Scope};
+use gantry_types::{Any, Descriptor, Digest, Labels, Scope, labels};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,19 @@ pub(super) struct Layer {
     pub(super) told: Labels,
     /// What stream processors are told of it, by their names.
     pub(super) payloads: BTreeMap<String, Any>,
+}
+
+impl Layer {
+    /// The labels of its snapshot: what snapshotters are told, and what containerd's clients look for.
+    pub(super) fn labels(&self, chain_id: &Digest, parent: &str) -> Labels {
+        let mut all = self.told.clone();
+        all.insert(labels::SNAPSHOT_REF.to_owned(), chain_id.to_string());
+        all.insert("containerd.io/snapshot/diff-id".to_owned(), self.diff_id.to_string());
+        if !parent.is_empty() {
+            all.insert("containerd.io/snapshot/parent-chain-id".to_owned(), parent.to_owned());
+        }
+        all
+    }
 }
 
 /// How the bytes of a layer come.

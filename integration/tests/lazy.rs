@@ -1,0 +1,208 @@
+//! Layers that are there before they are fetched: the real stargz snapshotter behind the daemon, with its own client, and
+//! as kubelets use it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use gantry_integration::images::{Image, busybox_root, debian_root, digest_of};
+use gantry_integration::lab::peer_binary;
+use gantry_integration::registry::DockerRegistry;
+use gantry_integration::{Daemon, Lab, Peer};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::cri_node::{self, Node};
+
+/// The stargz snapshotter in a process of its own (`integration/tools/stargz`).
+struct Stargz {
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Stargz {
+    /// Starts one that fetches what is read, and nothing else.
+    fn start(lab: &Lab, name: &str, registry: &DockerRegistry) -> Stargz {
+        assert!(File::open("/dev/fuse").is_ok(), "/dev/fuse cannot be opened: lazy layers are mounted by FUSE");
+        let (dir, host) = (lab.path(name), registry.host());
+        std::fs::create_dir_all(&dir).expect("make a directory");
+        let config = format!(
+            "noprefetch = true\nno_background_fetch = true\nno_prometheus = true\n\
+             [[resolver.host.'{host}'.mirrors]]\nhost = '{host}'\ninsecure = true\n"
+        );
+        std::fs::write(dir.join("config.toml"), config).expect("write the configuration");
+        let mut command = Command::new(peer_binary("stargz"));
+        command.arg("-socket").arg(dir.join("s")).arg("-root").arg(dir.join("root"));
+        command.arg("-config").arg(dir.join("config.toml")).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(File::create(dir.join("log")).expect("a log"));
+        let stargz = Stargz { child: command.spawn().expect("start the snapshotter"), dir };
+        let start = Instant::now();
+        while std::os::unix::net::UnixStream::connect(stargz.dir.join("s")).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(15), "the snapshotter does not answer:\n{}", stargz.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        stargz
+    }
+
+    /// What a daemon's configuration says of it, containerd's as ours.
+    fn plugin(&self) -> String {
+        format!(
+            "[proxy_plugins.stargz]\ntype = 'snapshot'\naddress = '{}'\n\
+             [proxy_plugins.stargz.exports]\nenable_remote_snapshot_annotations = 'true'\n\
+             [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/amd64'\nsnapshotter = 'stargz'\n",
+            self.dir.join("s").display()
+        )
+    }
+
+    /// What it was asked, and how that ended.
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Labels that it was given.
+    fn labels(&self) -> BTreeSet<String> {
+        self.log().lines().filter_map(|line| Some(line.split_once(" label ")?.1.to_owned())).collect()
+    }
+
+    /// Where it has mounted layers.
+    fn mounts(&self) -> Vec<String> {
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("a mount table");
+        let lazy = table.lines().filter(|line| line.contains(" stargz ") && line.contains(" - fuse"));
+        let points =
+            lazy.filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(&self.dir));
+        points.map(str::to_owned).collect()
+    }
+
+    /// Insists that it has nothing mounted any more.
+    #[track_caller]
+    fn assert_unmounted(&self) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.mounts().is_empty() {
+            assert!(Instant::now() < until, "left behind: {:?}\n{}", self.mounts(), self.log());
+            std::thread::sleep(Duration::from_millis(25));
+        }
+    }
+}
+
+impl Drop for Stargz {
+    fn drop(&mut self) {
+        // It takes its mounts away, which would keep a reader waiting for nobody.
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let until = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An image in the eSTARGZ form, and what is known of it.
+struct Lazy {
+    image: String,
+    /// Digest and size of each layer.
+    layers: Vec<(String, u64)>,
+    /// A file of the upper layer, and its digest.
+    file: (String, String),
+    /// Another one.
+    other: (String, String),
+}
+
+/// Has a daemon of ours convert an image of two layers and push it; nothing of that daemon is left.
+fn lazy_image(lab: &Lab, registry: &DockerRegistry) -> Lazy {
+    let daemon = Daemon::start_named(lab, "convert", Peer::Gantry, "", &[]);
+    let root = debian_root(lab, &["perl-modules-5.36"]);
+    let plain = Image::new(lab, "plain").layer(&busybox_root(lab)).layer(&root).push(&registry.host(), "plain");
+    daemon.gctr(&["pull", "--plain-http", &plain]).ok();
+    let image = format!("{}/lazy:latest", registry.host());
+    let manifest = daemon.gctr(&["image", "convert", "--form", "estargz", &plain, &image]).ok().trim().to_owned();
+    daemon.ctr(&["images", "push", "--plain-http", &image]).ok();
+    let manifest: Value = serde_json::from_str(daemon.gctr(&["content", "get", &manifest]).ok()).expect("a manifest");
+    daemon.stop_clean();
+    let layers = manifest["layers"].as_array().expect("layers").iter();
+    let layers =
+        layers.map(|l| (l["digest"].as_str().expect("a digest").to_owned(), l["size"].as_u64().expect("a size")));
+    let file = |name: &str| {
+        let path = format!("usr/share/perl/5.36.0/{name}");
+        let digest = digest_of(&root.join(&path)).trim_start_matches("sha256:").to_owned();
+        (format!("/{path}"), digest)
+    };
+    Lazy { image, layers: layers.collect(), file: file("CPAN.pm"), other: file("perl5db.pl") }
+}
+
+impl Lazy {
+    /// Insists that the daemon fetched no layer, and the snapshotter only parts of the upper one. Of the lower one all is
+    /// read: it is little more than the program.
+    #[track_caller]
+    fn assert_not_fetched(&self, daemon: &Daemon, namespace: &str, registry: &DockerRegistry) {
+        let blobs = daemon.ctr(&["-n", namespace, "content", "ls", "-q"]).ok().to_owned();
+        for (digest, _) in &self.layers {
+            assert!(!blobs.contains(digest), "{digest} was fetched:\n{blobs}");
+            let answers = registry.answers(digest);
+            assert!(answers.iter().all(|(status, _)| *status == 206), "not only ranges of {digest}: {answers:?}");
+        }
+        let (digest, size) = self.layers.last().expect("an upper layer");
+        let answers = registry.answers(digest);
+        let sent: u64 = answers.iter().map(|(_, bytes)| bytes).sum();
+        assert!((1..size / 2).contains(&sent), "{sent} of {size} bytes of {digest}: {answers:?}");
+    }
+}
+
+/// Runs a container that reads a file of the upper layer.
+#[track_caller]
+fn assert_reads(lab: &Lab, daemon: &Daemon, image: &str, (file, digest): &(String, String)) {
+    let run = ["run", "--rm", "--snapshotter", "stargz", image, &lab.id("reader"), "sha256sum", file];
+    assert_eq!(daemon.ctr(&run).ok().trim(), format!("{digest}  {file}"), "{}", daemon.log_tail());
+}
+
+#[test]
+fn stargz_is_told_what_containerd_tells_it_and_layers_are_read_as_they_are_needed() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let lazy = lazy_image(&lab, &registry);
+    let mut told = Vec::new();
+    for (name, peer) in [("a", Peer::Gantry), ("b", Peer::Containerd)] {
+        let stargz = Stargz::start(&lab, &format!("stargz-{name}"), &registry);
+        let config = format!("version = 3\n{}", stargz.plugin());
+        let daemon = Daemon::start_with(&lab, peer, &config, &[]);
+        daemon.ctr(&["images", "pull", "--plain-http", "--snapshotter", "stargz", &lazy.image]).ok();
+        assert_eq!(stargz.mounts().len(), lazy.layers.len(), "{}\n{}", stargz.log(), daemon.log_tail());
+        assert_reads(&lab, &daemon, &lazy.image, &lazy.file);
+        lazy.assert_not_fetched(&daemon, "default", &registry);
+        told.push(stargz.labels());
+        daemon.ctr(&["images", "rm", "--sync", &lazy.image]).ok();
+        stargz.assert_unmounted();
+        daemon.assert_nothing_leaked();
+        daemon.stop_clean();
+    }
+    assert_eq!(told[0], told[1], "left by ours, right by containerd");
+}
+
+#[test]
+fn a_pod_runs_on_layers_that_were_not_fetched() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let lazy = lazy_image(&lab, &registry);
+    let stargz = Stargz::start(&lab, "stargz-cri", &registry);
+    let images =
+        "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'stargz'\ndisable_snapshot_annotations = false\n";
+    let node = Node::start_with(&lab, &format!("{}{images}{}", cri_node::config(&lab), stargz.plugin()));
+    node.ask_images("PullImage", &json!({"image": {"image": lazy.image}}));
+    assert_eq!(stargz.mounts().len(), lazy.layers.len(), "{}\n{}", stargz.log(), node.daemon.log_tail());
+    let pod = node.run_pod("lazy", &json!({}));
+    let sleeping = json!({"image": {"image": lazy.image}, "command": ["sleep", "3600"]});
+    let container = node.run_container(&pod, "reader", &sleeping);
+    for (file, digest) in [&lazy.file, &lazy.other] {
+        let check = format!("echo '{digest}  {file}' | sha256sum -c");
+        let exec = json!({"container_id": container, "cmd": ["sh", "-c", check], "timeout": 30});
+        assert_eq!(node.ask("ExecSync", &exec)["exitCode"], 0, "{}", node.daemon.log_tail());
+    }
+    lazy.assert_not_fetched(&node.daemon, "k8s.io", &registry);
+    node.remove_pod(&pod);
+    node.ask_images("RemoveImage", &json!({"image": {"image": lazy.image}}));
+    stargz.assert_unmounted();
+    node.finish();
+}
