@@ -32,4 +32,4 @@ mod team;
 
 /// The usual size of what a helper of [`Reader::help`] decodes at a time, in bytes: blocks are some tens of kilobytes, so
 /// little of it is lost to finding one.
-pub const CHUNK: usize = 1 << 20;
+pub const CHUNK: usize = 256 << 10;

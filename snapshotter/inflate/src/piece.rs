@@ -12,7 +12,7 @@ use crate::flat::{Flat, WINDOW};
 use crate::input::Input;
 
 /// What a piece may take: two bytes for each symbol that was decoded with marks, one for each of the others.
-pub(crate) const LIMIT: usize = 8 << 20;
+pub(crate) const LIMIT: usize = 4 << 20;
 /// A value from here on stands for a byte of the window.
 const MARK: u16 = 1 << 15;
 /// By so many symbols an output grows.

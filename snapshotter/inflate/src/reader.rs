@@ -48,7 +48,7 @@ impl<R: BufRead> Reader<R> {
     /// [`CHUNK`](crate::CHUNK)). They are the calling thread's, so what confines that confines them, and they end with
     /// this reader. Without helpers, or where no thread can be started, nothing changes.
     ///
-    /// Memory: for each helper and three more a chunk of input and 8 MiB of output.
+    /// Memory: for each helper and three more a chunk of input and 4 MiB of output.
     pub fn help(&mut self, helpers: usize, chunk: usize) {
         if self.team.is_none() {
             self.team = Team::start(helpers, chunk, self.taken);

@@ -61,7 +61,7 @@ impl<R: Read> Decompressor<R> {
         }))
     }
 
-    /// Lets helpers in, before anything is read. Each takes up to 9 MiB of memory (three more such pieces wait or are
+    /// Lets helpers in, before anything is read. Each takes up to 5 MiB of memory (three more such pieces wait or are
     /// handed out), and some mebibytes are read ahead of what comes out.
     pub fn helped(mut self, helpers: Helpers) -> Decompressor<R> {
         if let Inner::Gzip(decoder) = &mut self.0 {

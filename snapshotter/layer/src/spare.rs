@@ -9,8 +9,8 @@ use std::thread;
 const NEEDED: usize = 2;
 /// With fewer helpers a layer is not faster: the thread that reads it waits for them.
 const LEAST: usize = 2;
-/// More than these it cannot feed.
-const MOST: usize = 6;
+/// With more than these inflating is no longer what a layer waits for, and each takes memory.
+const MOST: usize = 3;
 
 /// Processors to be taken and given back.
 pub(crate) struct Spare {
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn what_is_spare_is_taken_once_and_given_back() {
         let some = |processors| Box::leak(Box::new(Spare::of(processors))) as &'static Spare;
-        for (processors, spare) in [(1, None), (2, None), (3, None), (4, Some(2)), (6, Some(4)), (64, Some(6))] {
+        for (processors, spare) in [(1, None), (2, None), (3, None), (4, Some(2)), (6, Some(3)), (64, Some(3))] {
             let all = some(processors);
             for _ in 0..2 {
                 let taken = all.take();
