@@ -50,6 +50,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "gantry-types",
             "gantry-ttrpc",
+            "gantry-inflate",
             "gantry-layer",
             "gantry-metadata",
             "gantry-registry",
