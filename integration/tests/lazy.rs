@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use gantry_integration::images::{Image, busybox_root, debian_root, digest_of};
 use gantry_integration::lab::peer_binary;
 use gantry_integration::registry::DockerRegistry;
-use gantry_integration::{Daemon, Lab, Peer};
+use gantry_integration::{Daemon, Lab, Outcome, Peer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::cri_node::{self, Node};
+use crate::cri_node::{self, Node, wait_for};
 
 /// The stargz snapshotter in a process of its own (`integration/tools/stargz`).
 struct Stargz {
@@ -205,4 +205,72 @@ fn a_pod_runs_on_layers_that_were_not_fetched() {
     node.ask_images("RemoveImage", &json!({"image": {"image": lazy.image}}));
     stargz.assert_unmounted();
     node.finish();
+}
+
+#[test]
+fn the_client_of_stargz_pulls_and_containers_read_on_whatever_becomes_of_the_daemon() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let lazy = lazy_image(&lab, &registry);
+    let stargz = Stargz::start(&lab, "stargz", &registry);
+    let config = format!("version = 3\n{}", stargz.plugin());
+    let mut daemon = Daemon::start_with(&lab, Peer::Gantry, &config, &[]);
+    let mut pull = daemon.command(peer_binary("debian/ctr-remote"));
+    pull.arg("--address").arg(daemon.address()).args(["images", "rpull", "--plain-http", &lazy.image]);
+    Outcome::of(pull, Duration::from_secs(60)).ok();
+    assert_eq!(stargz.mounts().len(), lazy.layers.len(), "{}\n{}", stargz.log(), daemon.log_tail());
+    let told = stargz.labels();
+    for (name, value) in [("reference", &lazy.image), ("digest", &lazy.layers[0].0), ("digest", &lazy.layers[1].0)] {
+        let label = format!("containerd.io/snapshot/remote/stargz.{name}={value}");
+        assert!(told.contains(&label), "{label} is missing: {told:?}");
+    }
+    let id = lab.id("reader");
+    daemon.ctr(&["run", "-d", "--snapshotter", "stargz", &lazy.image, &id, "sleep", "1000"]).ok();
+    let read = |daemon: &Daemon, name: &str, (file, digest): &(String, String)| {
+        let out = daemon.ctr(&["tasks", "exec", "--exec-id", name, &id, "sha256sum", file]);
+        assert_eq!(out.ok().trim(), format!("{digest}  {file}"), "{}", daemon.log_tail());
+    };
+    read(&daemon, "one", &lazy.file);
+    daemon.crash();
+    daemon.launch();
+    read(&daemon, "two", &lazy.other);
+    // Nothing to do for another pull, and nothing broken or superfluous.
+    daemon.ctr(&["images", "pull", "--plain-http", "--snapshotter", "stargz", &lazy.image]).ok();
+    daemon.gctr(&["gc"]).ok();
+    daemon.gctr(&["fsck"]).ok();
+    lazy.assert_not_fetched(&daemon, "default", &registry);
+    daemon.ctr(&["tasks", "kill", "-s", "KILL", &id]).ok();
+    wait_for("the task has ended", || daemon.ctr(&["tasks", "rm", &id]).code == 0);
+    daemon.ctr(&["containers", "rm", &id]).ok();
+    daemon.ctr(&["images", "rm", "--sync", &lazy.image]).ok();
+    stargz.assert_unmounted();
+    daemon.assert_nothing_leaked();
+    daemon.stop_clean();
+}
+
+#[test]
+fn what_stargz_cannot_mount_is_fetched_and_unpacked_and_what_it_lost_is_pulled_again() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let image = Image::new(&lab, "plain").layer(&busybox_root(&lab)).push(&registry.host(), "plain");
+    let mut stargz = Stargz::start(&lab, "stargz", &registry);
+    let config = format!("version = 3\n{}", stargz.plugin());
+    let mut daemon = Daemon::start_with(&lab, Peer::Gantry, &config, &[]);
+    let file = ("/etc/passwd".to_owned(), digest_of(&lab.path("busybox-root/etc/passwd")).replace("sha256:", ""));
+    let pull = ["images", "pull", "--plain-http", "--snapshotter", "stargz", &image];
+    daemon.ctr(&pull).ok();
+    assert_eq!(stargz.mounts(), [""; 0], "{}", stargz.log());
+    assert_reads(&lab, &daemon, &image, &file);
+    // An operator's remedy: a new beginning of the snapshotter alone.
+    daemon.stop();
+    drop(stargz);
+    std::fs::remove_dir_all(lab.path("stargz")).expect("remove the snapshotter's directory");
+    stargz = Stargz::start(&lab, "stargz", &registry);
+    daemon.launch();
+    // Its records are compared with what is there meanwhile, and judged only after a while.
+    wait_for("what was lost is pulled again", || daemon.ctr(&pull).code == 0);
+    assert_reads(&lab, &daemon, &image, &file);
+    assert!(stargz.log().contains("Snapshots/Commit"), "{}", stargz.log());
+    daemon.assert_nothing_leaked();
+    daemon.stop_clean();
 }

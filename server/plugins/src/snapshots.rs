@@ -86,6 +86,13 @@ fn info_to_wire(info: Info) -> wire::Info {
     }
 }
 
+/// Whether a list failed because there was never anything to list. What keeps its records by containerd's library says
+/// that its table does not exist, and containerd's service passes that on without a code.
+fn has_none(failure: &Failure) -> bool {
+    let kind = failure.kind;
+    kind == ErrorKind::NotFound || kind == ErrorKind::Unknown && failure.message.ends_with(": not found")
+}
+
 /// Calls `method` of the other side, in the namespace of a key.
 macro_rules! call {
     ($self:ident . $method:ident, $key:expr, $limit:expr, $message:expr) => {{
@@ -93,6 +100,20 @@ macro_rules! call {
         let request = $self.peer.request(&namespace($key), $limit, $message);
         $self.peer.answer($limit, client.$method(request)).await
     }};
+}
+
+impl RemoteSnapshotter {
+    async fn listed(&self) -> Result<Vec<Info>, Failure> {
+        let message = wire::ListSnapshotsRequest { snapshotter: self.name(), filters: Vec::new() };
+        let mut stream = call!(self.list, "", QUICK, message)?;
+        let mut infos = Vec::new();
+        while let Some(part) = self.peer.next(QUICK, &mut stream).await? {
+            for info in part.info {
+                infos.push(info_from_wire(&self.peer, Some(info))?);
+            }
+        }
+        Ok(infos)
+    }
 }
 
 #[async_trait]
@@ -151,14 +172,10 @@ impl Snapshotter for RemoteSnapshotter {
     }
 
     async fn walk(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
-        let message = wire::ListSnapshotsRequest { snapshotter: self.name(), filters: Vec::new() };
-        let mut stream = call!(self.list, "", QUICK, message)?;
-        let mut infos = Vec::new();
-        while let Some(part) = self.peer.next(QUICK, &mut stream).await? {
-            for info in part.info {
-                infos.push(info_from_wire(&self.peer, Some(info))?);
-            }
-        }
+        let mut infos = match self.listed().await {
+            Err(failure) if has_none(&failure) => Vec::new(),
+            listed => listed?,
+        };
         infos.retain(|info| filter.matches(info));
         infos.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(infos)
@@ -187,5 +204,19 @@ impl Snapshotter for RemoteSnapshotter {
 
     fn is_remote(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_says_that_there_is_nothing_to_list() {
+        let failed = |kind, message: &str| Failure { kind, message: message.to_owned() };
+        assert!(has_none(&failed(ErrorKind::Unknown, "bucket does not exist: not found")));
+        assert!(has_none(&failed(ErrorKind::NotFound, "nothing here")));
+        assert!(!has_none(&failed(ErrorKind::Unknown, "database not open")));
+        assert!(!has_none(&failed(ErrorKind::Unavailable, "plug-in: not found")));
     }
 }
