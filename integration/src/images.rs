@@ -53,6 +53,8 @@ pub struct Image {
     format: Format,
     packing: Packing,
     config: Value,
+    /// Number of a layer, and an annotation of it.
+    annotations: Vec<(usize, String, String)>,
 }
 
 /// Debian packages whose unpacked files make a layer of real files, about 200 MB.
@@ -115,7 +117,7 @@ impl Image {
         let dir = lab.path(&format!("image-{name}"));
         fs::create_dir_all(&dir).expect("make a directory");
         let config = json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/usr/bin", "FROM=image"], "WorkingDir": "/"});
-        Image { dir, layers: Vec::new(), format: Format::Oci, packing: Packing::Gzip, config }
+        Image { dir, layers: Vec::new(), format: Format::Oci, packing: Packing::Gzip, config, annotations: Vec::new() }
     }
 
     /// Adds the tree below `root` as the next layer.
@@ -129,6 +131,13 @@ impl Image {
     #[must_use]
     pub fn packed(mut self, layer: &Packed) -> Image {
         self.layers.push(Layer::Packed(layer.clone()));
+        self
+    }
+
+    /// Annotates the latest layer.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: &str) -> Image {
+        self.annotations.push((self.layers.len() - 1, key.to_owned(), value.to_owned()));
         self
     }
 
@@ -165,7 +174,11 @@ impl Image {
             diff_ids.push(diff_id);
             let (digest, size) = (digest_of(&file), size_of(&file));
             push_blob(host, name, &file, &digest);
-            layers.push(json!({"mediaType": self.layer_type(packing), "digest": digest, "size": size}));
+            let mut described = json!({"mediaType": self.layer_type(packing), "digest": digest, "size": size});
+            for (_, key, value) in self.annotations.iter().filter(|(of, ..)| *of == number) {
+                described["annotations"][key] = json!(value);
+            }
+            layers.push(described);
         }
         let config = json!({
             "architecture": "amd64", "os": "linux", "config": self.config,

@@ -1,5 +1,5 @@
-//! Layers that are there before they are fetched: the real stargz snapshotter behind the daemon, with its own client, and
-//! as kubelets use it.
+//! Layers that are there before they are fetched: the real snapshotters stargz and nydus behind the daemon, with stargz'
+//! own client, and as kubelets use them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gantry_integration::images::{Image, busybox_root, debian_root, digest_of};
-use gantry_integration::lab::peer_binary;
+use gantry_integration::images::{Image, Packed, Packing, busybox_root, debian_root, digest_of};
+use gantry_integration::lab::{peer_binary, run};
 use gantry_integration::registry::DockerRegistry;
 use gantry_integration::{Daemon, Lab, Outcome, Peer};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +16,15 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::cri_node::{self, Node, wait_for};
+
+/// What a daemon's configuration says of a snapshotter that is told where layers come from, containerd's as ours.
+fn plugin(name: &str, socket: &Path) -> String {
+    format!(
+        "[proxy_plugins.{name}]\ntype = 'snapshot'\naddress = {socket:?}\n\
+         [proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = 'true'\n\
+         [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/amd64'\nsnapshotter = '{name}'\n"
+    )
+}
 
 /// The stargz snapshotter in a process of its own (`integration/tools/stargz`).
 struct Stargz {
@@ -47,14 +56,8 @@ impl Stargz {
         stargz
     }
 
-    /// What a daemon's configuration says of it, containerd's as ours.
     fn plugin(&self) -> String {
-        format!(
-            "[proxy_plugins.stargz]\ntype = 'snapshot'\naddress = '{}'\n\
-             [proxy_plugins.stargz.exports]\nenable_remote_snapshot_annotations = 'true'\n\
-             [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/amd64'\nsnapshotter = 'stargz'\n",
-            self.dir.join("s").display()
-        )
+        plugin("stargz", &self.dir.join("s"))
     }
 
     /// What it was asked, and how that ended.
@@ -273,4 +276,117 @@ fn what_stargz_cannot_mount_is_fetched_and_unpacked_and_what_it_lost_is_pulled_a
     assert!(stargz.log().contains("Snapshots/Commit"), "{}", stargz.log());
     daemon.assert_nothing_leaked();
     daemon.stop_clean();
+}
+
+/// The nydus snapshotter as it runs for virtual machines: what a layer is it sees by labels alone, and files are brought in
+/// by somebody else.
+struct Nydus {
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Nydus {
+    fn start(lab: &Lab, name: &str, driver: &str) -> Nydus {
+        let dir = lab.path(name);
+        std::fs::create_dir_all(&dir).expect("make a directory");
+        let (root, socket, file) = (dir.join("root"), dir.join("s"), dir.join("config.toml"));
+        let config = format!(
+            "version = 1\nroot = {root:?}\naddress = {socket:?}\ndaemon_mode = 'none'\n[daemon]\nfs_driver = '{driver}'\n\
+             [snapshot]\nenable_kata_volume = true\n[log]\nlog_to_stdout = true\nlevel = 'debug'\n"
+        );
+        std::fs::write(&file, config).expect("write the configuration");
+        let log = File::create(dir.join("log")).expect("a log");
+        let mut command = Command::new(peer_binary("containerd-nydus-grpc"));
+        command.arg("--config").arg(file).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        let nydus = Nydus { child: command.spawn().expect("start the snapshotter"), dir };
+        wait_for("the snapshotter answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        nydus
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Insists that it has removed all snapshots.
+    #[track_caller]
+    fn assert_empty(&self) {
+        let left = || std::fs::read_dir(self.dir.join("root/snapshots")).map(Iterator::count).unwrap_or_default();
+        wait_for("nydus has removed its snapshots", || left() == 0);
+    }
+}
+
+impl Drop for Nydus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Pushes an image as nydus' builder makes them: data that nobody else can read, and above it a layer with the table of
+/// files. Its reference, and the digests of both blobs.
+fn nydus_image(lab: &Lab, registry: &DockerRegistry) -> (String, [String; 2]) {
+    let (data, table) = (lab.path("data"), lab.path("table"));
+    std::fs::write(&data, "no archive at all").expect("write a blob");
+    std::fs::create_dir_all(table.join("image")).expect("make a directory");
+    std::fs::write(table.join("image/image.boot"), "the table of files").expect("write a file");
+    let blob = Packed { file: data.clone(), diff_id: digest_of(&data), packing: Packing::Gzip };
+    let image = Image::new(lab, "nydus").packed(&blob).annotated("containerd.io/snapshot/nydus-blob", "true");
+    let image = image.layer(&table).annotated("containerd.io/snapshot/nydus-bootstrap", "true");
+    let image = image.push(&registry.host(), "nydus");
+    (image, [digest_of(&data), digest_of(&lab.path("image-nydus/1.tar.gz"))])
+}
+
+#[test]
+fn nydus_knows_its_layers_by_their_annotations_and_only_the_table_of_files_is_fetched() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let (image, [data, table]) = nydus_image(&lab, &registry);
+    for (name, peer) in [("a", Peer::Gantry), ("b", Peer::Containerd)] {
+        let nydus = Nydus::start(&lab, name, "nodev");
+        let config = format!("version = 3\n{}", plugin("nydus", &nydus.dir.join("s")));
+        let daemon = Daemon::start_with(&lab, peer, &config, &[]);
+        daemon.ctr(&["images", "pull", "--plain-http", "--snapshotter", "nydus", &image]).ok();
+        assert_eq!(registry.answers(&data), [], "{peer:?} fetched what is nydus' own:\n{}", nydus.log());
+        assert!(daemon.ctr(&["content", "ls", "-q"]).ok().contains(&table), "{peer:?}\n{}", nydus.log());
+        for layer in ["found nydus data layer", "found nydus meta layer"] {
+            assert!(nydus.log().contains(layer), "{peer:?}\n{}", nydus.log());
+        }
+        let boot = run("find", &[&nydus.dir.to_string_lossy(), "-name", "image.boot"]);
+        assert_eq!(std::fs::read_to_string(boot.trim()).expect("one such file"), "the table of files", "{peer:?}");
+        daemon.ctr(&["images", "rm", "--sync", &image]).ok();
+        nydus.assert_empty();
+        daemon.assert_nothing_leaked();
+        daemon.stop_clean();
+    }
+}
+
+#[test]
+fn nydus_may_leave_all_layers_to_the_guest_and_its_mounts_come_through_as_they_are() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let (image, layers) = nydus_image(&lab, &registry);
+    let mut all = Vec::new();
+    for (name, peer) in [("a", Peer::Gantry), ("b", Peer::Containerd)] {
+        let nydus = Nydus::start(&lab, name, "proxy");
+        let config = format!("version = 3\n{}", plugin("nydus", &nydus.dir.join("s")));
+        let daemon = Daemon::start_with(&lab, peer, &config, &[]);
+        daemon.ctr(&["images", "pull", "--plain-http", "--snapshotter", "nydus", &image]).ok();
+        for layer in &layers {
+            assert_eq!(registry.answers(layer), [], "{peer:?}\n{}", nydus.log());
+        }
+        let snapshots = |args: &[&str]| daemon.ctr(&[&["snapshots", "--snapshotter", "nydus"], args].concat());
+        let listed = snapshots(&["ls"]).ok().to_owned();
+        let top = listed.lines().find(|line| line.contains(&format!(" {} ", layers[0]))).unwrap_or(&listed);
+        snapshots(&["prepare", "work", top.split(' ').next().unwrap_or_default()]).ok();
+        let mounts = snapshots(&["mounts", "/m", "work"]);
+        assert!(mounts.ok().contains("fuse.nydus-overlayfs"), "{peer:?}: {mounts}");
+        all.push(mounts.ok().replace(&*nydus.dir.to_string_lossy(), "DIR"));
+        snapshots(&["rm", "work"]).ok();
+        daemon.ctr(&["images", "rm", "--sync", &image]).ok();
+        nydus.assert_empty();
+        daemon.assert_nothing_leaked();
+        daemon.stop_clean();
+    }
+    assert_eq!(all[0], all[1], "left by ours, right by containerd");
 }
