@@ -53,8 +53,8 @@ pub struct Image {
     format: Format,
     packing: Packing,
     config: Value,
-    /// Number of a layer, and an annotation of it.
-    annotations: Vec<(usize, String, String)>,
+    /// Number of a layer, and more members of its descriptor.
+    described: Vec<(usize, Value)>,
 }
 
 /// Debian packages whose unpacked files make a layer of real files, about 200 MB.
@@ -117,7 +117,7 @@ impl Image {
         let dir = lab.path(&format!("image-{name}"));
         fs::create_dir_all(&dir).expect("make a directory");
         let config = json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/usr/bin", "FROM=image"], "WorkingDir": "/"});
-        Image { dir, layers: Vec::new(), format: Format::Oci, packing: Packing::Gzip, config, annotations: Vec::new() }
+        Image { dir, layers: Vec::new(), format: Format::Oci, packing: Packing::Gzip, config, described: Vec::new() }
     }
 
     /// Adds the tree below `root` as the next layer.
@@ -134,10 +134,10 @@ impl Image {
         self
     }
 
-    /// Annotates the latest layer.
+    /// Adds to what the manifest says of the latest layer.
     #[must_use]
-    pub fn annotated(mut self, key: &str, value: &str) -> Image {
-        self.annotations.push((self.layers.len() - 1, key.to_owned(), value.to_owned()));
+    pub fn described(mut self, more: Value) -> Image {
+        self.described.push((self.layers.len() - 1, more));
         self
     }
 
@@ -175,8 +175,9 @@ impl Image {
             let (digest, size) = (digest_of(&file), size_of(&file));
             push_blob(host, name, &file, &digest);
             let mut described = json!({"mediaType": self.layer_type(packing), "digest": digest, "size": size});
-            for (_, key, value) in self.annotations.iter().filter(|(of, ..)| *of == number) {
-                described["annotations"][key] = json!(value);
+            let more = self.described.iter().filter(|(of, _)| *of == number);
+            for (key, value) in more.flat_map(|(_, more)| more.as_object().into_iter().flatten()) {
+                described[key] = value.clone();
             }
             layers.push(described);
         }

@@ -2,7 +2,8 @@
 //! own client, and as kubelets use them.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use gantry_integration::images::{Image, Packed, Packing, busybox_root, debian_root, digest_of};
 use gantry_integration::lab::{peer_binary, run};
 use gantry_integration::registry::DockerRegistry;
-use gantry_integration::{Daemon, Lab, Outcome, Peer};
+use gantry_integration::{Daemon, Lab, Outcome, Peer, census};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -278,28 +279,46 @@ fn what_stargz_cannot_mount_is_fetched_and_unpacked_and_what_it_lost_is_pulled_a
     daemon.stop_clean();
 }
 
-/// The nydus snapshotter as it runs for virtual machines: what a layer is it sees by labels alone, and files are brought in
-/// by somebody else.
+/// The nydus snapshotter.
 struct Nydus {
     dir: PathBuf,
+    tag: String,
     child: Child,
 }
 
 impl Nydus {
+    /// Starts one whose files are brought in by `driver`: its own `nydusd` (`fusedev`), or somebody else in a virtual machine.
     fn start(lab: &Lab, name: &str, driver: &str) -> Nydus {
         let dir = lab.path(name);
         std::fs::create_dir_all(&dir).expect("make a directory");
-        let (root, socket, file) = (dir.join("root"), dir.join("s"), dir.join("config.toml"));
+        let (root, socket, file, device) =
+            (dir.join("root"), dir.join("s"), dir.join("config.toml"), dir.join("device.json"));
+        // A machine may withhold the right to raise limits.
+        let program = dir.join("nydusd");
+        let script = format!("#!/bin/sh\nexec {:?} \"$@\" --rlimit-nofile 0\n", peer_binary("nydus/bin/nydusd"));
+        std::fs::write(&program, script).expect("write a script");
+        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("set a mode");
+        let mode = if driver == "fusedev" { "dedicated" } else { "none" };
         let config = format!(
-            "version = 1\nroot = {root:?}\naddress = {socket:?}\ndaemon_mode = 'none'\n[daemon]\nfs_driver = '{driver}'\n\
-             [snapshot]\nenable_kata_volume = true\n[log]\nlog_to_stdout = true\nlevel = 'debug'\n"
+            "version = 1\nroot = {root:?}\naddress = {socket:?}\ndaemon_mode = '{mode}'\n\
+             [daemon]\nfs_driver = '{driver}'\nrecover_policy = 'none'\nnydusd_config = {device:?}\n\
+             nydusd_path = {program:?}\nnydusimage_path = {:?}\n\
+             [snapshot]\nenable_kata_volume = {}\n[log]\nlog_to_stdout = true\nlevel = 'debug'\n",
+            peer_binary("nydus/bin/nydus-image"),
+            mode == "none",
         );
         std::fs::write(&file, config).expect("write the configuration");
+        let backend = json!({"type": "registry", "config": {"scheme": "http", "timeout": 5, "retry_limit": 2}});
+        let device_config = json!({
+            "device": {"backend": backend, "cache": {"type": "blobcache"}}, "mode": "direct", "enable_xattr": true,
+            "fs_prefetch": {"enable": false},
+        });
+        std::fs::write(device, device_config.to_string()).expect("write the configuration");
         let log = File::create(dir.join("log")).expect("a log");
         let mut command = Command::new(peer_binary("containerd-nydus-grpc"));
         command.arg("--config").arg(file).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
-        let nydus = Nydus { child: command.spawn().expect("start the snapshotter"), dir };
+        let nydus = Nydus { child: command.spawn().expect("start the snapshotter"), dir, tag: lab.tag().to_owned() };
         wait_for("the snapshotter answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
         nydus
     }
@@ -320,21 +339,74 @@ impl Drop for Nydus {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Processes that hold its mounts are children of nobody by then.
+        census::end_processes_of(&self.dir, &self.tag);
     }
 }
 
-/// Pushes an image as nydus' builder makes them: data that nobody else can read, and above it a layer with the table of
-/// files. Its reference, and the digests of both blobs.
+/// Has nydus' builder make an image of busybox and a large file, and pushes it: data that nobody else can read, and above it
+/// a layer with the table of files. Its reference, and the digests of both blobs.
 fn nydus_image(lab: &Lab, registry: &DockerRegistry) -> (String, [String; 2]) {
-    let (data, table) = (lab.path("data"), lab.path("table"));
-    std::fs::write(&data, "no archive at all").expect("write a blob");
-    std::fs::create_dir_all(table.join("image")).expect("make a directory");
-    std::fs::write(table.join("image/image.boot"), "the table of files").expect("write a file");
+    let (blobs, table, root) = (lab.path("blobs"), lab.path("table"), busybox_root(lab));
+    for dir in [&blobs, &table.join("image")] {
+        std::fs::create_dir_all(dir).expect("make a directory");
+    }
+    run(
+        "cp",
+        &["-a", &debian_root(lab, &["perl-modules-5.36"]).join("usr").to_string_lossy(), &root.to_string_lossy()],
+    );
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let (boot, into, from) = (text(&table.join("image/image.boot")), text(&blobs), text(&root));
+    let build = ["create", "--bootstrap", &boot, "--blob-dir", &into, "--log-level", "error", &from];
+    run(&text(&peer_binary("nydus/bin/nydus-image")), &build);
+    let data = std::fs::read_dir(&blobs).expect("blobs").flatten().next().expect("a blob").path();
     let blob = Packed { file: data.clone(), diff_id: digest_of(&data), packing: Packing::Gzip };
-    let image = Image::new(lab, "nydus").packed(&blob).annotated("containerd.io/snapshot/nydus-blob", "true");
-    let image = image.layer(&table).annotated("containerd.io/snapshot/nydus-bootstrap", "true");
+    let note = |key: &str| json!({format!("containerd.io/snapshot/nydus-{key}"): "true"});
+    let kind = "application/vnd.oci.image.layer.nydus.blob.v1";
+    let image = Image::new(lab, "nydus").packed(&blob);
+    let image = image.described(json!({"mediaType": kind, "annotations": note("blob")}));
+    let image = image.layer(&table).described(json!({"annotations": note("bootstrap")}));
     let image = image.push(&registry.host(), "nydus");
     (image, [digest_of(&data), digest_of(&lab.path("image-nydus/1.tar.gz"))])
+}
+
+#[test]
+fn a_container_runs_on_what_nydus_reads_as_it_is_needed() {
+    let lab = Lab::new();
+    let registry = DockerRegistry::start(&lab);
+    let (image, [data, table]) = nydus_image(&lab, &registry);
+    let nydus = Nydus::start(&lab, "nydus", "fusedev");
+    let config = format!("version = 3\n{}", plugin("nydus", &nydus.dir.join("s")));
+    let mut daemon = Daemon::start_with(&lab, Peer::Gantry, &config, &[]);
+    daemon.ctr(&["images", "pull", "--plain-http", "--snapshotter", "nydus", &image]).ok();
+    let id = lab.id("reader");
+    let started = daemon.ctr(&["run", "-d", "--snapshotter", "nydus", &image, &id, "sleep", "1000"]);
+    assert!(started.code == 0, "{started}\n{}", nydus.log());
+    let read = |daemon: &Daemon, name: &str| {
+        let file = format!("/usr/share/perl/5.36.0/{name}");
+        let digest = digest_of(&lab.path("busybox-root").join(&file[1..])).replace("sha256:", "");
+        let out = daemon.ctr(&["tasks", "exec", "--exec-id", name, &id, "sha256sum", &file]);
+        assert_eq!(out.ok().trim(), format!("{digest}  {file}"), "{}", nydus.log());
+    };
+    read(&daemon, "CPAN.pm");
+    daemon.crash();
+    daemon.launch();
+    read(&daemon, "perl5db.pl");
+    let blobs = daemon.ctr(&["content", "ls", "-q"]).ok().to_owned();
+    assert!(blobs.contains(&table) && !blobs.contains(&data), "{blobs}");
+    let answers = registry.answers(&data);
+    let sent: u64 = answers.iter().map(|(_, bytes)| bytes).sum();
+    let size = std::fs::metadata(lab.path("blobs").join(data.trim_start_matches("sha256:"))).expect("the blob").len();
+    assert!((1..size).contains(&sent) && answers.iter().all(|(status, _)| *status == 206), "of {size}: {answers:?}");
+    daemon.ctr(&["tasks", "kill", "-s", "KILL", &id]).ok();
+    wait_for("the task has ended", || daemon.ctr(&["tasks", "rm", &id]).code == 0);
+    daemon.ctr(&["containers", "rm", &id]).ok();
+    daemon.ctr(&["images", "rm", "--sync", &image]).ok();
+    nydus.assert_empty();
+    let left = census::mounts(&nydus.dir);
+    assert!(left.is_empty(), "{left:?}\n{}", nydus.log());
+    daemon.assert_nothing_leaked();
+    daemon.stop_clean();
 }
 
 #[test]
@@ -353,7 +425,8 @@ fn nydus_knows_its_layers_by_their_annotations_and_only_the_table_of_files_is_fe
             assert!(nydus.log().contains(layer), "{peer:?}\n{}", nydus.log());
         }
         let boot = run("find", &[&nydus.dir.to_string_lossy(), "-name", "image.boot"]);
-        assert_eq!(std::fs::read_to_string(boot.trim()).expect("one such file"), "the table of files", "{peer:?}");
+        let built = digest_of(&lab.path("table/image/image.boot"));
+        assert_eq!(digest_of(Path::new(boot.trim())), built, "{peer:?}");
         daemon.ctr(&["images", "rm", "--sync", &image]).ok();
         nydus.assert_empty();
         daemon.assert_nothing_leaked();
