@@ -1,7 +1,9 @@
 //! StopPodSandbox and RemovePodSandbox: both may be asked for again and again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::join_all;
 use gantry_types::{ErrorKind, HasKind};
 
 use super::{Pod, SANDBOXER};
@@ -23,20 +25,30 @@ impl Cri {
         let _one = pod.gate.lock().await;
         let operation = self.engine.ops.begin("pod stop", pod.id.clone(), Some(&self.scope.namespace), None);
         operation.stage("killing its containers");
-        for container in self.containers.of_pod(&pod.id) {
-            self.halt_container(&container, std::time::Duration::ZERO).await?;
-        }
+        let containers = self.containers.of_pod(&pod.id);
+        let halted = join_all(containers.iter().map(|container| self.halt_container(container, Duration::ZERO))).await;
+        halted.into_iter().collect::<Result<()>>()?;
         operation.stage("telling NRI plugins");
-        for container in self.containers.of_pod(&pod.id) {
-            self.nri_stopped(&container).await;
+        for container in &containers {
+            self.nri_stopped(container).await;
         }
         {
             let _hold = self.nri.hold().await;
             self.nri_stop_pod(pod).await;
         }
-        operation.stage("disconnecting it");
-        self.disconnect(&pod.id).await?;
-        operation.stage("ending the sandbox");
+        // Plug-ins get the namespace by its file: what else holds it may go meanwhile.
+        operation.stage("disconnecting it, and ending the sandbox");
+        let (disconnected, ended) = tokio::join!(self.disconnect(&pod.id), self.end_sandbox(pod));
+        disconnected?;
+        let ended_now = ended?;
+        if ended_now {
+            self.events.tell(self, Kind::Stopped, &pod.id, pod).await;
+        }
+        Ok(())
+    }
+
+    /// Ends what holds a pod's namespaces, and takes its shared memory away. Whether it had not ended before.
+    async fn end_sandbox(&self, pod: &Arc<Pod>) -> Result<bool> {
         let controller = self.engine.sandboxes.controller(SANDBOXER)?;
         self.engine.tasks.give_up_if_silent(&self.scope, &pod.id).await;
         absent(controller.stop(&self.scope, &pod.id, None).await)?;
@@ -46,13 +58,9 @@ impl Cri {
             self.set_pod_facts(pod, |facts| facts.ips.clear()).await?;
         }
         let files = self.pod_files(&pod.id);
-        tokio::task::spawn_blocking(move || files.unmount_shm())
-            .await
-            .map_err(|_| Error::Stopped { what: "unmounting a pod's shared memory" })??;
-        if ended_now {
-            self.events.tell(self, Kind::Stopped, &pod.id, pod).await;
-        }
-        Ok(())
+        let unmounted = tokio::task::spawn_blocking(move || files.unmount_shm()).await;
+        unmounted.map_err(|_| Error::Stopped { what: "unmounting a pod's shared memory" })??;
+        Ok(ended_now)
     }
 
     /// Removes a pod with all its containers, stopping it before. One that is not there is no error.
@@ -61,9 +69,9 @@ impl Cri {
         let cri = self.clone();
         let work = tokio::spawn(async move {
             cri.halt_pod(&pod).await?;
-            for container in cri.containers.of_pod(&pod.id) {
-                cri.discard_container(&container).await?;
-            }
+            let containers = cri.containers.of_pod(&pod.id);
+            let discarded = join_all(containers.iter().map(|container| cri.discard_container(container))).await;
+            discarded.into_iter().collect::<Result<()>>()?;
             cri.discard_pod(&pod).await
         });
         work.await.map_err(|_| Error::Stopped { what: "removing a pod" })?
@@ -100,8 +108,11 @@ impl Cri {
         if let Some(record) = found_record(record)?.filter(|record| !record.snapshot_key.is_empty()) {
             absent(self.engine.snapshots.remove(&self.scope, &record.snapshotter, &record.snapshot_key).await)?;
         }
-        absent(self.engine.containers.delete(&self.scope, id).await)?;
-        absent(self.engine.sandboxes.delete(&self.scope, id).await)
+        // One commit for both where nothing else is on the way; they get there in this order.
+        let (container, sandbox) =
+            tokio::join!(self.engine.containers.delete(&self.scope, id), self.engine.sandboxes.delete(&self.scope, id));
+        absent(container)?;
+        absent(sandbox)
     }
 
     /// Takes back whatever there is of a pod that was not made to the end.
