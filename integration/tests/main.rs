@@ -26,6 +26,7 @@ mod go_client;
 mod hostile;
 mod images;
 mod killed;
+mod kubelet;
 mod layering;
 mod lazy;
 mod mounts;
