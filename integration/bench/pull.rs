@@ -102,7 +102,7 @@ impl Pulls {
     /// Starts three daemons on a fresh disk.
     pub fn new() -> Pulls {
         let lab = Lab::new();
-        lab.on_fresh_disk(if is_full() { 24 } else { 12 });
+        lab.on_fresh_disk(if is_full() { 14 } else { 12 });
         let registry = DockerRegistry::start(&lab);
         let layers = Layers::new(&lab);
         let ours = Daemon::start(&lab);
