@@ -67,22 +67,30 @@ func (k *kubelet) churn(number int) {
 	config.LogDirectory += fmt.Sprint("/", number)
 	config.Linux = &cri.LinuxPodSandboxConfig{CgroupParent: "/" + k.name}
 	var pod, container string
-	k.insist("run "+config.Metadata.Name, func(ctx context.Context) (err error) {
-		pod, err = k.runOrFind(ctx, config)
-		return err
-	})
-	k.insist("create in "+config.Metadata.Name, func(ctx context.Context) (err error) {
-		container, err = k.createOrFind(ctx, pod, config)
-		return err
-	})
-	k.insist("start in "+config.Metadata.Name, func(ctx context.Context) error {
-		now, err := k.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: container})
-		if err == nil && now.Status.State != cri.ContainerState_CONTAINER_CREATED {
-			return nil
+	// The shim of a sandbox may be stopped at any time: then the pod is made again, as a kubelet does.
+	for lost := true; lost && !k.Failed(); {
+		k.insist("run "+config.Metadata.Name, func(ctx context.Context) (err error) {
+			pod, err = k.runOrFind(ctx, config)
+			return err
+		})
+		k.insist("create in "+config.Metadata.Name, func(ctx context.Context) (err error) {
+			container, err = k.createOrFind(ctx, pod, config)
+			lost, err = k.isLost(ctx, pod, err)
+			return err
+		})
+		if lost {
+			continue
 		}
-		_, err = k.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: container})
-		return err
-	})
+		k.insist("start in "+config.Metadata.Name, func(ctx context.Context) error {
+			now, err := k.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: container})
+			if err == nil && now.Status.State != cri.ContainerState_CONTAINER_CREATED {
+				return nil
+			}
+			_, err = k.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: container})
+			lost, err = k.isLost(ctx, pod, err)
+			return err
+		})
+	}
 	k.insist("stop "+config.Metadata.Name, func(ctx context.Context) error {
 		_, err := k.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod})
 		return err
@@ -91,6 +99,18 @@ func (k *kubelet) churn(number int) {
 		_, err := k.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod})
 		return err
 	})
+}
+
+// isLost tells whether something failed because the pod's sandbox has ended; else it gives the failure back.
+func (k *kubelet) isLost(ctx context.Context, pod string, failure error) (bool, error) {
+	if failure == nil {
+		return false, nil
+	}
+	now, err := k.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: pod})
+	if err == nil && now.Status.State == cri.PodSandboxState_SANDBOX_NOTREADY {
+		return true, nil
+	}
+	return false, failure
 }
 
 // runOrFind runs a pod, unless an earlier call that got no answer did.

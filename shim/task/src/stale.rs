@@ -1,5 +1,8 @@
 //! A shim that lives but does not answer (stopped, or stuck in the kernel): whoever deletes its container ends it.
 
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::args::Args;
 use crate::bundle::Bundle;
 
 /// How long a shim may take to answer the simplest call; one that delivers its last events answers at once.
@@ -47,6 +51,28 @@ impl Identity {
     }
 }
 
+/// Ends the shim that serves the container on `socket` and works in another directory than `bundle`: of an earlier start of
+/// which nobody was told, since its bundle is gone. Nobody would find it again.
+pub fn end_orphan(args: &Args, bundle: &Bundle, socket: &Path) {
+    let Ok(here) = fs::metadata(bundle.dir()) else { return };
+    let works_here = |directory: fs::Metadata| (directory.dev(), directory.ino()) == (here.dev(), here.ino());
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let serves = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| is_command_of(&line, args, socket));
+        if serves && fs::metadata(format!("/proc/{pid}/cwd")).is_ok_and(|directory| !works_here(directory)) {
+            Identity::of(pid).into_iter().for_each(|shim| shim.end(PATIENCE));
+        }
+    }
+}
+
+/// Whether this is the command line of a process that serves the container on `socket`.
+fn is_command_of(line: &[u8], args: &Args, socket: &Path) -> bool {
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    let says = |name: &str, value: &[u8]| words.windows(2).any(|pair| pair[0] == name.as_bytes() && pair[1] == value);
+    let of_container = says("-namespace", args.namespace.as_bytes()) && says("-id", args.id.as_bytes());
+    of_container && (says("-socket", socket.as_os_str().as_bytes()) || words.contains(&b"stay".as_slice()))
+}
+
 /// Kills the bundle's shim if it lives.
 pub fn end(bundle: &Bundle) {
     if let Some(shim) = bundle.shim().filter(|shim| shim.is_alive()) {
@@ -83,6 +109,18 @@ fn answers(socket: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_line_is_known_by_namespace_id_and_socket() {
+        let words = |id: &str| ["-namespace", "n", "-id", id, "stay"].map(str::to_owned);
+        let args = Args::parse(words("one")).unwrap();
+        let serves = |line: &str| is_command_of(line.replace(' ', "\0").as_bytes(), &args, Path::new("/s/1"));
+        assert!(serves("shim -namespace n -id one -address /a -socket /s/1"));
+        assert!(serves("shim -namespace n -address /a -id one stay"));
+        assert!(!serves("shim -namespace n -id one -address /a -socket /s/2"));
+        assert!(!serves("shim -namespace n -id two stay") && !serves("shim -namespace m -id one stay"));
+        assert!(!serves("shim -namespace n -id one start") && !serves("vi one"));
+    }
 
     #[test]
     fn a_process_is_known_by_number_and_start() {

@@ -38,6 +38,7 @@ const ENDING: Duration = Duration::from_secs(1);
 pub fn run(args: &Args) -> Result<Vec<u8>, Error> {
     let start = Start::read(args)?;
     let _lock = start.lock()?;
+    start.end_orphan();
     start.elsewhere()
 }
 
@@ -50,6 +51,7 @@ pub fn stay(args: &Args) -> Result<Option<Server>, Error> {
     sys::take_leave();
     let start = Start::read(args)?;
     let _lock = start.lock()?;
+    start.end_orphan();
     if is_alive(&start.socket) || gantry_runtime::sealed::program().is_some() {
         return print(&start.elsewhere()?).map(|()| None);
     }
@@ -86,6 +88,13 @@ impl Start<'_> {
     /// Two starts of one group must not both find nobody there. A container alone is started once.
     fn lock(&self) -> Result<Option<Flock<File>>, Error> {
         if self.group == self.args.id { Ok(None) } else { lock(&self.socket).map(Some) }
+    }
+
+    /// A container alone has its shim for itself: one that was there before its bundle is not to be used.
+    fn end_orphan(&self) {
+        if self.group == self.args.id && self.socket.exists() {
+            stale::end_orphan(self.args, &self.bundle, &self.socket);
+        }
     }
 
     /// Has another process serve, if none does. Returns what to print.

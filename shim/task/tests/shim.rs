@@ -40,6 +40,7 @@ for_each_runtime!(
     a_terminal_has_the_size_it_is_given,
     a_killed_shim_is_cleared_up_after,
     a_stopped_shim_is_cleared_up_after,
+    a_shim_whose_bundle_is_gone_is_ended_by_the_next_start,
     a_shim_killed_at_any_moment_leaves_nothing,
     a_failed_start_can_be_deleted_at_once,
     what_a_container_uses_is_measured_and_limited,
@@ -213,6 +214,24 @@ async fn a_stopped_shim_is_cleared_up_after(kind: Kind) {
     assert_eq!(container.delete_verb().exit_status, 137);
     assert!(!is_alive(init) && !is_alive(shim.cast_unsigned()));
     world.census();
+}
+
+async fn a_shim_whose_bundle_is_gone_is_ended_by_the_next_start(kind: Kind) {
+    let world = World::new(kind);
+    let bundle = world.bundle("c", &["/bin/sleep", "1000"], |_| {});
+    let first = world.shim("c", bundle.clone()).await;
+    let old = first.shim_pid().await;
+    // It cannot end by itself.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(old), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    std::fs::remove_dir_all(&bundle).unwrap();
+    let container = world.created("c", &["/bin/sleep", "1000"]).await;
+    assert!(!is_alive(old.cast_unsigned()), "the shim of the earlier start lives on");
+    assert_ne!(container.shim_pid().await, old);
+    container.start("").await.unwrap();
+    container.kill("", 9).await.unwrap();
+    assert_eq!(container.wait("").await, 137);
+    container.delete("").await.unwrap();
+    end(&world, &container).await;
 }
 
 async fn a_shim_killed_at_any_moment_leaves_nothing(kind: Kind) {
